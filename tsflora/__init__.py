@@ -1,0 +1,1 @@
+"""tsflora: a benchmark suite for token-compressed split fine-tuning of Vision Transformers."""

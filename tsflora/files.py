@@ -1,0 +1,29 @@
+"""Atomic writes: a file is either the old one or the complete new one, whatever kills the writer."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from tsflora.errors import StorageError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` through a temporary file in the same folder, flushed to disk, then renamed.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full; what was at `path` is untouched.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; free space or choose another folder") from error

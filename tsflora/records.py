@@ -1,0 +1,159 @@
+"""RunRecord: everything one run measured, with its provenance, as one JSON file."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+
+from tsflora.config import Config, explain
+from tsflora.errors import DataError
+from tsflora.files import write_atomically
+
+KINDS = ("activations", "labels", "gradients", "adapters", "headers")
+"""What a byte on the wire is: packed payload of one of four sorts, or a frame's header, ranges and checksum."""
+
+_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at"}
+
+
+class Geometry(Config):
+    """The model and its cut: what cost models need besides the history."""
+
+    backbone: str
+    n_blocks: int
+    cut: int
+    dim: int
+    n_heads: int
+    n_patches: int
+    n_classes: int
+    batch_size: int
+    device_adapter_entries: int
+    server_adapter_entries: int
+    weights_sha256: str
+    """Digest of the frozen backbone's tensors, wherever they came from."""
+
+
+class Round(Config):
+    """One communication round. Accuracies are fractions of the global test set."""
+
+    round: int
+    participants: tuple[int, ...]
+    n_samples: int
+    """Training images seen in this round, over all participants."""
+    train_loss: float
+    accuracy: float | None
+    """Top-1 with the method's compression on, as deployed; None where this round was not evaluated."""
+    accuracy_uncompressed: float | None
+    """Top-1 of the same adapters with compression off."""
+    uplink_bytes: dict[str, int]
+    """Bytes that really left devices, by kind (`KINDS`)."""
+    downlink_bytes: dict[str, int]
+    seconds: dict[str, float]
+    """Wall time by phase: `train`, `evaluate`."""
+
+
+class Provenance(Config):
+    """Where and with what a record was made."""
+
+    versions: dict[str, str]
+    git_commit: str | None
+    code_sha256: str
+    host: dict[str, str]
+
+
+class RunRecord(Config):
+    """One run of one method on one data set, partition and seed."""
+
+    schema_version: Literal[1] = 1
+    status: Literal["complete", "failed"]
+    error: str | None = None
+    dataset: str
+    method: str
+    label: str
+    partition: str
+    seed: int
+    config: dict[str, Any]
+    config_sha256: str
+    geometry: Geometry | None = None
+    shard_sizes: tuple[int, ...] = ()
+    """Training images per device, devices in order."""
+    history: tuple[Round, ...] = ()
+    started_at: str
+    seconds: float
+    peak_memory_mib: float
+    provenance: Provenance
+
+    @property
+    def final(self) -> Round:
+        """The last round: the one that is reported (never the best one)."""
+        return self.history[-1]
+
+    def comparable(self) -> dict[str, Any]:
+        """The part that two runs of one configuration share to the bit: all but clocks, memory and host."""
+        content = self.model_dump(mode="json", exclude=_VOLATILE)
+        for entry in content["history"]:
+            del entry["seconds"]
+        return content
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, atomically."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False)
+        write_atomically(path, text.encode() + b"\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "RunRecord":
+        """Read a record.
+
+        Raises:
+            DataError: the file is missing, not JSON, or not a record.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            raise DataError(f"{path} is not a run record: {explain(error, 'record', cls)}") from None
+
+
+def config_digest(config: dict[str, Any]) -> str:
+    """SHA-256 of a resolved configuration."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def code_digest() -> str:
+    """SHA-256 over the library's training code: a record is only reused while this is unchanged.
+
+    `report/` reads records and cannot change them, so it is left out.
+    """
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        if "report" not in path.relative_to(root).parts:
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def provenance(device: torch.device) -> Provenance:
+    """Versions, commit and host of this process."""
+    packages = ("tsflora", "torch", "timm", "peft", "numpy")
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return Provenance(
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        git_commit=git.stdout.strip() or None,
+        code_sha256=code_digest(),
+        host={
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "cores": str(os.cpu_count()),
+            "torch_threads": str(torch.get_num_threads()),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        },
+    )
