@@ -1,1 +1,4 @@
-"""tsflora: a benchmark suite for token-compressed split fine-tuning of Vision Transformers."""
+"""tsflora: a benchmark suite for token-compressed split fine-tuning of Vision Transformers.
+
+Start at `tsflora.experiment.run` for one run, at `tsflora.study.run_cells` for many.
+"""

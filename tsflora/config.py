@@ -1,14 +1,13 @@
 """Validated, frozen configuration: the base class of every part, and the registry that turns names into components."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
-    SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
 )
@@ -39,8 +38,13 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
     if first["type"] == "missing":
         return f"{place}: is required and was not given"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        return f"{place}: {message}"
     # Our own validators already name what was given; pydantic's texts name only what is allowed.
     return f"{place}: {message}" if first["type"] == "value_error" else f"{place}: {message}; given: {first['input']!r}"
+
+
+ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class Config(BaseModel):
@@ -49,7 +53,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], where: str = "") -> Self:
+    def parse(cls: type[ConfigT], values: Mapping[str, Any], where: str = "") -> ConfigT:
         """Validate `values`; `where` names them in the error line.
 
         Raises:
@@ -70,7 +74,7 @@ class Component(Config):
     name: ClassVar[str]
 
     @model_serializer(mode="wrap")
-    def _with_name(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _with_name(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         return {"name": self.name, **dump(self)}
 
 

@@ -103,7 +103,8 @@ class RunRecord(Config):
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, atomically."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, allow_nan=False)
+        # pydantic writes NaN as null; a complete record holds none, and a failed one may.
+        text = json.dumps(json.loads(self.model_dump_json()), indent=1)
         write_atomically(path, text.encode() + b"\n")
 
     @classmethod

@@ -1,0 +1,17 @@
+"""Who talks to whom in a round, over counted bytes."""
+
+from tsflora.federation.algorithms import Algorithm, Run, algorithms
+from tsflora.federation.checkpoint import CheckpointStore
+from tsflora.federation.setup import Setup
+from tsflora.federation.training import OptimizerConfig, TrainingConfig, participants_of
+
+__all__ = [
+    "Algorithm",
+    "CheckpointStore",
+    "OptimizerConfig",
+    "Run",
+    "Setup",
+    "TrainingConfig",
+    "algorithms",
+    "participants_of",
+]

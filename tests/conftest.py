@@ -1,0 +1,41 @@
+"""Small worlds for the tests: a two-second backbone, a handful of images, a settings object that touches no home."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tsflora.experiment import ExperimentConfig
+from tsflora.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(device="cpu", checkpoint_dir=tmp_path / "checkpoints", workers=1)
+
+
+def small_config(method: dict | None = None, **changes) -> ExperimentConfig:
+    """A few seconds of training on digits with a random backbone: for what must be equal, not for what must be good."""
+    values = {
+        "dataset": {"name": "digits", "train_size": 160, "test_size": 40},
+        "partition": {"name": "iid", "min_samples": 24, "max_samples": 24},
+        "backbone": {"weights": "random"},
+        "lora": {"rank": 4},
+        "cut": 2,
+        "training": {
+            "rounds": 2,
+            "n_devices": 4,
+            "participants": 3,
+            "batch_size": 10,
+            "optimizer": {"lr": 0.05},
+        },
+        "method": method or {"algorithm": "sflora"},
+        "method_key": "under_test",
+        "seed": 1,
+    }
+    return ExperimentConfig.parse({**values, **changes}, "test")

@@ -1,0 +1,281 @@
+"""Codecs: encode, decode and forward agree, traffic is the formula, golden frames, and frames from a careless peer."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tsflora.compression import (
+    Kind,
+    Section,
+    TensorCodec,
+    TokenCodec,
+    decode_labels,
+    encode_labels,
+    header_bytes,
+    measure,
+    quantizers,
+    token_reducers,
+    write_frame,
+)
+from tsflora.errors import ConfigError, DataError, FrameError
+from tsflora.seeding import torch_generator
+
+QUANTIZERS: list[dict[str, Any]] = [
+    {"name": name, **options} for name, cls in quantizers.classes().items() for options in cls.examples
+]
+
+
+def codec(options: dict[str, Any] | str, kind: Kind = Kind.GRADIENTS) -> TensorCodec:
+    return TensorCodec(quantizers.build(options), kind)
+
+
+def golden_input(*shape: int) -> torch.Tensor:
+    """Numbers in [-0.5, 0.5) that are the same on every machine and under every version of torch."""
+    steps = (np.arange(1, np.prod(shape) + 1, dtype=np.uint64) * np.uint64(2654435761)) % np.uint64(2**32)
+    return torch.from_numpy((steps / 2**32 - 0.5).astype(np.float32).reshape(shape))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    x=hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=0, max_dims=4, max_side=5),
+        elements=st.floats(-60000, 60000, width=32),
+    ),
+    which=st.integers(0, len(QUANTIZERS) - 1),
+    seed=st.integers(0, 2**32),
+)
+def test_decode_of_encode_is_forward_to_the_bit(x: np.ndarray, which: int, seed: int) -> None:
+    tensor, one = torch.from_numpy(x), codec(QUANTIZERS[which])
+    frame = one.encode(tensor, torch_generator(seed))
+    decoded = one.decode(frame, x.shape)
+    forward = one.forward(tensor, torch_generator(seed))
+    assert decoded.numpy().tobytes() == forward.numpy().tobytes()
+    layouts = one.quantizer.layouts(x.shape)
+    payload = sum(-(-x.size * layout.bits // 8) for layout in layouts if not layout.side)
+    assert len(frame) == payload + header_bytes(layouts)
+    assert measure(frame).payload_bytes == payload
+
+
+def test_float32_is_lossless() -> None:
+    x = torch.randn(3, 4, generator=torch_generator("x")) * torch.tensor([1e-40, 1e-3, 1, 1e38])
+    assert torch.equal(codec("float32").decode(codec("float32").encode(x, torch_generator("q"))), x)
+
+
+def test_all_tokens_at_float32_is_the_uncompressed_activation() -> None:
+    activations = torch.randn(2, 10, 8, generator=torch_generator("x"))
+    attention = torch.rand(2, 3, 10, generator=torch_generator("a")).softmax(dim=2)
+    for options in ("all", {"name": "top_k_merge", "n_tokens": 10}):
+        lossless = TokenCodec(token_reducers.build(options), quantizers.build("float32"))
+        reduced = lossless.reduce(activations, attention, torch_generator("r"))
+        frame = lossless.encode(reduced.tokens, torch_generator("q"))
+        assert torch.equal(lossless.decode(frame, (2, 10, 8)), activations)
+        assert measure(frame).kind == Kind.ACTIVATIONS
+
+
+@pytest.mark.parametrize(("n_tokens", "bits"), [(40, 8), (30, 4), (2, 1), (50, 8)])
+def test_payload_is_the_papers_overhead(n_tokens: int, bits: int) -> None:
+    """Eq. (9): B (K + 2) D q bits; the range costs two float32."""
+    batch, dim = 3, 24
+    tokens = TokenCodec(
+        token_reducers.build({"name": "top_k_merge", "n_tokens": n_tokens}),
+        quantizers.build({"name": "uniform", "bits": bits}),
+    )
+    activations = torch.randn(batch, 50, dim, generator=torch_generator("x"))
+    attention = torch.rand(batch, 3, 50, generator=torch_generator("a")).softmax(dim=2)
+    reduced = tokens.reduce(activations, attention, torch_generator("r"))
+    size = measure(tokens.encode(reduced.tokens, torch_generator("q")))
+    assert size.payload_bytes == batch * n_tokens * dim * bits // 8
+    assert size.header_bytes == 8 + 16 + 12 + 2 * 4 + 4
+
+
+def test_gradient_goes_from_the_server_into_the_device_graph() -> None:
+    tokens = TokenCodec(
+        token_reducers.build({"name": "top_k_merge", "n_tokens": 5}), quantizers.build({"name": "uniform", "bits": 4})
+    )
+    activations = torch.randn(2, 10, 8, generator=torch_generator("x"), requires_grad=True)
+    attention = torch.rand(2, 3, 10, generator=torch_generator("a")).softmax(dim=2)
+    reduced = tokens.reduce(activations, attention, torch_generator("r"))
+    upstream = torch.randn(2, 5, 8, generator=torch_generator("g"))
+    (through_forward,) = torch.autograd.grad(
+        (tokens.forward(reduced.tokens, torch_generator("q")) * upstream).sum(), activations, retain_graph=True
+    )
+    reduced.tokens.backward(upstream)
+    assert torch.equal(activations.grad, through_forward)
+
+
+GOLDENS: dict[str, tuple[dict[str, Any], str]] = {
+    "float32": (
+        {"name": "float32"},
+        "86113d4dd78971903791792baff404936ec9e4700d497cc33a34268ff0ea1c08",
+    ),
+    "float16": (
+        {"name": "float16"},
+        "aee21582279be49e6b98fc224e8c98a1f95325560f3fe2b56865c6378ad69bdb",
+    ),
+    "1 bit": (
+        {"name": "uniform", "bits": 1, "rounding": "nearest"},
+        "c9afad5f9300540eeaeef1bf923dd08799d8a1df97485f3b740c25e11eabc639",
+    ),
+    "4 bits, per token": (
+        {"name": "uniform", "bits": 4, "range": "token", "rounding": "nearest"},
+        "63242d004e3bb66248d290beb94903832d97151a0db766f9b301ff21157c9a8e",
+    ),
+    "8 bits": (
+        {"name": "uniform", "bits": 8, "rounding": "nearest"},
+        "d06b3f7c447b7ce15746fbd56608de4d2db22899d2f041cd5accde7ce2bf4816",
+    ),
+    "13 bits, per channel": (
+        {"name": "uniform", "bits": 13, "range": "channel", "rounding": "nearest"},
+        "54f2aaa40a7dd423a76c94c99d7479f1e63a7d62ff79b376548d6b0ef5653d38",
+    ),
+    "3 bits, magnitude": (
+        {"name": "uniform", "bits": 3, "variant": "magnitude", "rounding": "nearest"},
+        "3cec318b3894a41a6f3dab8545764b29a4846f5e26d38c38a8dafdb13ce2fe3f",
+    ),
+    "8 bits, stochastic": (
+        {"name": "uniform", "bits": 8},
+        "ec018fc3ff3fcea37f0d3b3db2e7842bfaaeb737cd6d7398470c229a29145a47",
+    ),
+}
+"""SHA-256 of the frame of `golden_input(2, 7, 5)`. All but the last are independent of any random number generator."""
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_golden_frames(name: str) -> None:
+    options, expected = GOLDENS[name]
+    frame = codec(options, Kind.ACTIVATIONS).encode(golden_input(2, 7, 5), torch_generator("golden"))
+    assert hashlib.sha256(frame).hexdigest() == expected
+
+
+def test_golden_labels() -> None:
+    frame = encode_labels(torch.tensor([0, 99, 42, 7, 64]), 100)
+    assert hashlib.sha256(frame).hexdigest() == "c3d9aeda2ff321c64b0b210037889d445b809f0c17dd2304280693ac42379cf8"
+
+
+# --- many tensors in one frame
+
+
+@pytest.mark.parametrize("options", QUANTIZERS, ids=str)
+def test_an_adapter_travels_in_one_frame(options: dict[str, Any]) -> None:
+    adapter = [golden_input(4, 8), golden_input(8, 4) * 100, golden_input(3)]
+    shapes = [(4, 8), (8, 4), (3,)]
+    one = codec(options, Kind.ADAPTERS)
+    decoded = one.decode_all(one.encode_all(adapter, torch_generator("q")), shapes)
+    generator = torch_generator("q")  # one generator for all, in order
+    for tensor, found in zip(adapter, decoded, strict=True):
+        assert torch.equal(found, one.forward(tensor, generator))
+
+
+def test_another_adapter_is_refused() -> None:
+    one = codec({"name": "uniform", "bits": 8}, Kind.ADAPTERS)
+    frame = one.encode_all([golden_input(4, 8), golden_input(8, 4)], torch_generator("q"))
+    for shapes in ([(4, 8)], [(4, 8), (8, 4), (1,)]):
+        with pytest.raises(FrameError, match=f"expected {len(shapes)} tensors of 2 sections each, given: 4 sections"):
+            one.decode_all(frame, shapes)
+    with pytest.raises(FrameError, match=r"expected a tensor of shape \(8, 4\), given: \(4, 8\)"):
+        one.decode_all(frame, [(8, 4), (4, 8)])
+    with pytest.raises(FrameError, match="do not fit"):
+        one.decode(frame)
+
+
+# --- a careless peer
+
+
+def test_another_shape_is_refused() -> None:
+    frame = codec("float32").encode(golden_input(2, 3), torch_generator("q"))
+    assert codec("float32").decode(frame).shape == (2, 3)
+    with pytest.raises(FrameError, match=r"expected a tensor of shape \(3, 2\), given: \(2, 3\)"):
+        codec("float32").decode(frame, (3, 2))
+
+
+def test_another_kind_is_refused() -> None:
+    frame = codec("float32", Kind.GRADIENTS).encode(golden_input(2, 3), torch_generator("q"))
+    with pytest.raises(FrameError, match="expected a frame of adapters, given: gradients"):
+        codec("float32", Kind.ADAPTERS).decode(frame)
+
+
+@pytest.mark.parametrize("sent", QUANTIZERS, ids=str)
+@pytest.mark.parametrize("read", QUANTIZERS, ids=str)
+def test_a_frame_of_another_quantizer_is_refused_or_means_the_same_levels(
+    sent: dict[str, Any], read: dict[str, Any]
+) -> None:
+    sender, reader = codec(sent), codec(read)
+    frame = sender.encode(golden_input(3, 5, 4), torch_generator("q"))
+    if sender.quantizer.layouts((3, 5, 4)) == reader.quantizer.layouts((3, 5, 4)):
+        assert torch.equal(reader.decode(frame), sender.decode(frame))
+    else:
+        with pytest.raises(FrameError, match="do not fit"):
+            reader.decode(frame)
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_a_damaged_frame_never_decodes(data: st.DataObject) -> None:
+    one = codec(QUANTIZERS[data.draw(st.integers(0, len(QUANTIZERS) - 1))])
+    frame = one.encode(golden_input(2, 3, 4), torch_generator("q"))
+    start = data.draw(st.integers(0, len(frame) - 1))
+    end = data.draw(st.integers(start, len(frame)))
+    damaged = frame[:start] + data.draw(st.binary(max_size=16)) + frame[end:]
+    if damaged != frame:
+        with pytest.raises(FrameError):
+            one.decode(damaged)
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "bits"),
+    [(1, 1), (2, 1), (3, 2), (10, 4), (100, 7), (128, 7), (129, 8), (200, 8), (256, 8), (65536, 16)],
+)
+def test_labels_at_the_width_of_their_number(n_classes: int, bits: int) -> None:
+    labels = torch.tensor([0, n_classes - 1, n_classes // 2, 0, n_classes - 1])
+    frame = encode_labels(labels, n_classes)
+    assert measure(frame).payload_bytes == -(-5 * bits // 8)
+    decoded = decode_labels(frame, n_classes)
+    assert torch.equal(decoded, labels)
+    assert decoded.dtype == torch.int64
+
+
+def test_one_label() -> None:
+    assert decode_labels(encode_labels(torch.tensor([3], dtype=torch.int32), 5), 5).tolist() == [3]
+
+
+@pytest.mark.parametrize("labels", [[0, 10], [-1, 3]])
+def test_labels_outside_the_classes_are_not_sent(labels: list[int]) -> None:
+    with pytest.raises(DataError, match="labels must be 0 to 9"):
+        encode_labels(torch.tensor(labels), 10)
+
+
+def test_labels_outside_the_classes_are_not_received() -> None:
+    forged = write_frame(Kind.LABELS, [Section.codes(np.array([3, 10], np.uint8), 4)])
+    with pytest.raises(FrameError, match="labels must be 0 to 9, given: 10"):
+        decode_labels(forged, 10)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        [Section.codes(np.zeros(3, np.uint8), 5)],
+        [Section.codes(np.zeros((3, 1), np.uint8), 4)],
+        [Section.codes(np.zeros(3, np.uint8), 4)] * 2,
+        [Section.float16(np.zeros(3, np.float16))],
+    ],
+)
+def test_other_frames_are_no_labels(sections: list[Section]) -> None:
+    with pytest.raises(FrameError, match="expected one row of labels at 4 bits") as caught:
+        decode_labels(write_frame(Kind.LABELS, sections), 10)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("n_classes", [0, 65537])
+def test_number_of_classes_that_has_no_width(n_classes: int) -> None:
+    with pytest.raises(ConfigError, match="1 to 65536 classes"):
+        encode_labels(torch.tensor([0]), n_classes)

@@ -1,0 +1,290 @@
+"""The conformance suite: what holds for every registered token reducer and quantizer, a third party's included.
+
+Every component comes with `examples`, the options it is tested under. An installed plug-in is found through its entry
+point and tested like the built-in ones, so that an unfinished one cannot be listed and pass.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+import tsflora.config
+from tsflora.compression import (
+    Kind,
+    Layout,
+    Quantizer,
+    Reduced,
+    Section,
+    TensorCodec,
+    TokenReducer,
+    measure,
+    quantizers,
+    token_reducers,
+)
+from tsflora.compression.frames import Format
+from tsflora.config import Component, Registry
+from tsflora.errors import ConfigError, FrameError, NumericsError
+from tsflora.seeding import torch_generator
+
+N_PATCHES = 9
+SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 5), (2, 4, 6), (2, 1, 3, 2)]
+
+
+def examples(registry: Registry) -> list[Any]:
+    return [
+        pytest.param(name, dict(options), id=f"{name}-{dict(options)}")
+        for name, cls in registry.classes().items()
+        for options in cls.examples
+    ]
+
+
+def check_component(registry: Registry, name: str, options: dict[str, Any]) -> Component:
+    """Name, documentation and configuration; returns the component."""
+    cls = registry.classes()[name]
+    assert cls.name == name
+    assert cls.__doc__, "a component says what it does"
+    component = registry.build({"name": name, **options})
+    assert registry.build(component.model_dump(mode="json")) == component, "records must rebuild it"
+    with pytest.raises(ValueError, match="no_such_option"):
+        registry.build({"name": name, **options, "no_such_option": 1})
+    return component
+
+
+def check_reducer(name: str, options: dict[str, Any], registry: Registry = token_reducers) -> None:
+    """The contract of `TokenReducer`."""
+    reducer = check_component(registry, name, options)
+    batch, dim = 3, 5
+    tokens = torch.randn(batch, N_PATCHES + 1, dim, generator=torch_generator("x"), requires_grad=True)
+    attention = torch.rand(batch, 2, N_PATCHES + 1, generator=torch_generator("a")).softmax(dim=2)
+    before = tokens.detach().clone(), attention.clone()
+    reduced = reducer.reduce(tokens, attention, torch_generator("r"))
+    assert torch.equal(tokens, before[0])
+    assert torch.equal(attention, before[1])
+
+    n_transmitted = reducer.n_transmitted(N_PATCHES)
+    assert 1 <= n_transmitted <= N_PATCHES + 1
+    assert reduced.tokens.shape == (batch, n_transmitted, dim), "n_transmitted is what is sent"
+    kept, weights = reduced.kept, reduced.merge_weights
+    assert (kept.diff(dim=1) > 0).all(), "kept patches are ascending"
+    assert ((kept >= 0) & (kept < N_PATCHES)).all()
+    assert weights.shape == (batch, N_PATCHES)
+    assert (weights >= 0).all()
+    assert not weights.gather(1, kept).any(), "a kept patch has no share in the merged token"
+    assert not weights.requires_grad, "weights are constants"
+    merged = n_transmitted == kept.shape[1] + 2
+    assert merged or n_transmitted == kept.shape[1] + 1
+    torch.testing.assert_close(weights.sum(dim=1), torch.full((batch,), float(merged)))
+
+    assert torch.equal(reduced.tokens[:, 0], tokens[:, 0]), "CLS comes first, unchanged"
+    patches = tokens[:, 1:]
+    for image in range(batch):
+        assert torch.equal(reduced.tokens[image, 1 : 1 + kept.shape[1]], patches[image, kept[image]])
+    if merged:
+        torch.testing.assert_close(reduced.tokens[:, -1], torch.einsum("bm,bmd->bd", weights, patches))
+    (gradient,) = torch.autograd.grad(reduced.tokens.sum(), tokens)
+    expected = torch.cat([torch.ones(batch, 1), weights.scatter(1, kept, 1)], dim=1)
+    torch.testing.assert_close(gradient, expected.unsqueeze(2).expand(-1, -1, dim))
+
+    again = reducer.reduce(tokens, attention, torch_generator("r"))
+    assert torch.equal(again.tokens, reduced.tokens), "one generator state, one result"
+    alone = reducer.reduce(tokens[:1], attention[:1], torch_generator("r"))
+    assert alone.tokens.shape == (1, n_transmitted, dim), "a batch of one works"
+    with contextlib.suppress(ConfigError):
+        assert 1 <= reducer.n_transmitted(1) <= 2, "a model of one patch has two tokens, or is refused"
+
+
+def check_quantizer(name: str, options: dict[str, Any], registry: Registry = quantizers) -> None:
+    """The contract of `Quantizer`."""
+    quantizer = check_component(registry, name, options)
+    codec = TensorCodec(quantizer, Kind.ACTIVATIONS)
+    for shape in SHAPES:
+        x = torch.randn(shape, generator=torch_generator("x", shape))
+        before = x.clone()
+        sections = quantizer.quantize(x, torch_generator("q"))
+        assert torch.equal(x, before)
+        layouts = quantizer.layouts(shape)
+        assert tuple(section.layout for section in sections) == layouts, "sizes follow from the shape alone"
+        assert layouts[0].shape == shape, "the first section has the tensor's shape"
+        assert len(sections) == quantizer.n_sections
+
+        restored = quantizer.dequantize(sections)
+        assert (restored.shape, restored.dtype, restored.device.type) == (x.shape, torch.float32, "cpu")
+        assert restored.isfinite().all()
+        frame = codec.encode(x, torch_generator("q"))
+        assert torch.equal(codec.decode(frame, shape), restored)
+        payload = sum(-(-x.numel() * layout.bits // 8) for layout in layouts if not layout.side)
+        assert measure(frame).payload_bytes == payload, "bits_per_entry is what is sent"
+        assert sum(layout.bits for layout in layouts if not layout.side) == quantizer.bits_per_entry
+
+        x.requires_grad_()
+        value = quantizer.forward(x, torch_generator("q"))
+        assert torch.equal(value, restored), "training sees what the peer decodes"
+        upstream = torch.randn(shape, generator=torch_generator("g"))
+        assert torch.equal(torch.autograd.grad(value, x, upstream)[0], upstream), "straight-through gradient"
+
+        for wrong in (sections[:-1], [*sections, sections[-1]]):
+            with pytest.raises(FrameError):
+                quantizer.dequantize(wrong)
+    for constant in (0.0, -0.5, 2.0):
+        x = torch.full((2, 3), constant)
+        assert torch.equal(quantizer.dequantize(quantizer.quantize(x, torch_generator("q"))), x), "constants are exact"
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(NumericsError):
+            quantizer.quantize(torch.tensor([0.0, bad]), torch_generator("q"))
+
+
+@pytest.mark.parametrize(("name", "options"), examples(token_reducers))
+def test_every_token_reducer_conforms(name: str, options: dict[str, Any]) -> None:
+    check_reducer(name, options)
+
+
+@pytest.mark.parametrize(("name", "options"), examples(quantizers))
+def test_every_quantizer_conforms(name: str, options: dict[str, Any]) -> None:
+    check_quantizer(name, options)
+
+
+def test_the_built_in_components_are_listed() -> None:
+    assert {"all", "top_k_merge", "random", "feature_norm"} <= set(token_reducers.classes())
+    assert {"float32", "float16", "uniform"} <= set(quantizers.classes())
+
+
+# --- a third party's components
+
+
+class Entry:
+    """An entry point as `importlib.metadata` hands it out."""
+
+    def __init__(self, cls: type[Component]) -> None:
+        self.name = cls.name
+        self._cls = cls
+
+    def load(self) -> type[Component]:
+        return self._cls
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, group: str, cls: type[Component]) -> Registry:
+    """A fresh registry of `group`, on a machine where a package with `cls` is installed."""
+    monkeypatch.setattr(tsflora.config, "entry_points", lambda group: [Entry(cls)] if group == wanted else [])
+    wanted = group
+    return Registry("plug-in", group)
+
+
+class SignOnly(Quantizer):
+    """One bit per entry: the sign, times the mean magnitude."""
+
+    name = "sign"
+
+    @override
+    def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
+        return Layout(shape, Format.PACKED, 1), Layout((1,), Format.FLOAT32, 32, side=True)
+
+    @override
+    def quantize(self, x: Float[Tensor, "..."], generator: torch.Generator) -> list[Section]:
+        if not x.isfinite().all():
+            raise NumericsError("not finite")
+        scale = x.detach().abs().mean().reshape(1).numpy()
+        return [Section.codes((x < 0).to(torch.uint8).numpy(), 1), Section.float32(scale, side=True)]
+
+    @override
+    def restore(self, sections: Sequence[Section]) -> Float[Tensor, "..."]:
+        return (1 - 2 * torch.from_numpy(sections[0].values).float()) * float(sections[1].values[0])
+
+
+class Careless(SignOnly):
+    """Forgets to look for NaN."""
+
+    name = "careless"
+
+    @override
+    def quantize(self, x: Float[Tensor, "..."], generator: torch.Generator) -> list[Section]:
+        return super().quantize(x.nan_to_num(posinf=0), generator)
+
+
+class Unfinished(SignOnly):
+    """Announces other sections than it sends."""
+
+    name = "unfinished"
+
+    @override
+    def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
+        return super().layouts(shape)[:1]
+
+
+class FirstTokens(TokenReducer):
+    """The first patches travel."""
+
+    name = "first"
+    examples = ({"n": 4},)
+    n: int
+
+    @override
+    def n_transmitted(self, n_patches: int) -> int:
+        return min(self.n, n_patches) + 1
+
+    @override
+    def reduce(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        cls_attention: Float[Tensor, "batch heads tokens"],
+        generator: torch.Generator,
+    ) -> Reduced:
+        kept = torch.arange(self.n).expand(len(tokens), self.n)
+        return Reduced(tokens[:, : self.n + 1], kept, torch.zeros(len(tokens), tokens.shape[1] - 1))
+
+
+class Rescaled(FirstTokens):
+    """Sends other tokens than it says."""
+
+    name = "rescaled"
+
+    @override
+    def reduce(
+        self,
+        tokens: Float[Tensor, "batch tokens dim"],
+        cls_attention: Float[Tensor, "batch heads tokens"],
+        generator: torch.Generator,
+    ) -> Reduced:
+        return super().reduce(tokens * 1.0000001, cls_attention, generator)
+
+
+def test_an_installed_plug_in_is_listed_and_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = installed(monkeypatch, quantizers.group, SignOnly)
+    assert registry.classes() == {"sign": SignOnly}
+    check_quantizer("sign", {}, registry)
+    registry = installed(monkeypatch, token_reducers.group, FirstTokens)
+    assert registry.classes() == {"first": FirstTokens}
+    check_reducer("first", {"n": 4}, registry)
+
+
+def test_a_plug_in_of_another_group_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, token_reducers.group, FirstTokens)
+    assert Registry("plug-in", quantizers.group).classes() == {}
+
+
+def test_an_unfinished_quantizer_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="sizes follow from the shape alone"):
+        check_quantizer("unfinished", {}, installed(monkeypatch, quantizers.group, Unfinished))
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        check_quantizer("careless", {}, installed(monkeypatch, quantizers.group, Careless))
+
+
+def test_an_unfinished_reducer_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = installed(monkeypatch, token_reducers.group, Rescaled)
+    with pytest.raises(AssertionError, match="unchanged"):
+        check_reducer("rescaled", {"n": 4}, registry)
+
+
+def test_a_component_without_its_methods_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty(Quantizer):
+        """Nothing yet."""
+
+        name = "empty"
+
+    with pytest.raises(TypeError, match="abstract"):
+        installed(monkeypatch, quantizers.group, Empty).build("empty")

@@ -1,0 +1,311 @@
+"""The loop: what is averaged, what is sent, what is judged, and that it is the training it claims to be."""
+
+import math
+
+import pytest
+import torch
+from conftest import small_config
+from torch.nn.functional import cross_entropy
+
+from tsflora.compression import Kind, Section, encode_labels, write_frame
+from tsflora.errors import FrameError, NumericsError
+from tsflora.experiment import build_setup, run
+from tsflora.federation import participants_of
+from tsflora.federation.device import SplitDevice
+from tsflora.federation.server import SplitServer
+from tsflora.models import WholeModel, average, own_copy, read_adapter
+
+TSFLORA = {
+    "algorithm": "sflora",
+    "tokens": {"name": "top_k_merge", "n_tokens": 30},
+    "quantizer": {"name": "uniform", "bits": 8},
+}
+EVERY_ALGORITHM = {
+    "local_lora": {"algorithm": "local_lora"},
+    "fed_lora": {"algorithm": "fed_lora"},
+    "split_lora": {"algorithm": "split_lora"},
+    "split_lora_fedavg": {"algorithm": {"name": "split_lora", "mode": "fedavg100", "average_every": 4}},
+    "sflora": {"algorithm": "sflora"},
+    "sflora_sequential": {"algorithm": {"name": "sflora", "order": "sequential"}},
+    "sflora_v1": {"algorithm": {"name": "sflora", "server": "averaged"}},
+    "tsflora": TSFLORA,
+}
+
+
+def start(settings, method, **changes):
+    config = small_config(method, **changes)
+    setup, _ = build_setup(config, settings)
+    return config.method.algorithm.start(setup), setup
+
+
+def train(run_, setup, rounds=1):
+    for round_ in range(1, rounds + 1):
+        participants = participants_of(setup.training, setup.dataset, setup.seed, round_)
+        yield from run_.train_round(round_, participants)
+
+
+def assert_adapters_close(found, expected, **tolerance):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, **tolerance)
+
+
+def one_device(**training):
+    return {
+        "training": {"rounds": 1, "n_devices": 1, "participants": 1, "batch_size": 10, **training},
+        "partition": {"name": "iid"},
+        "dataset": {"name": "digits", "train_size": 60, "test_size": 20},
+    }
+
+
+@pytest.mark.parametrize("optimizer", [{"lr": 0.05}, {"name": "adamw", "lr": 0.01}])
+def test_uncompressed_sflora_is_the_training_of_the_unsplit_model(settings, optimizer):
+    world = one_device(optimizer=optimizer)
+    run_, setup = start(settings, {"algorithm": "sflora"}, **world)
+    losses = [step.loss for step in train(run_, setup)]
+
+    model = WholeModel(own_copy(setup.device_part), own_copy(setup.server_part))
+    central = setup.training.optimizer.build(p for p in model.parameters() if p.requires_grad)
+    expected = []
+    for step, batch in enumerate(setup.batches(1, 0)):
+        images, labels = setup.inputs(batch, 1, 0, step)
+        loss = cross_entropy(model(images), labels)
+        central.zero_grad()
+        loss.backward()
+        central.step()
+        expected.append(loss.item())
+
+    assert losses == pytest.approx(expected, abs=1e-5)
+    assert losses[-1] != pytest.approx(losses[0], abs=1e-3)
+    assert_adapters_close(run_.server.adapter, read_adapter(model.device), atol=1e-5, rtol=1e-4)
+    assert_adapters_close(read_adapter(run_.server.part), read_adapter(model.server), atol=1e-5, rtol=1e-4)
+
+
+def test_all_tokens_at_32_bits_is_sflora(settings):
+    plain = run(small_config({"algorithm": "sflora"}), settings)
+    codec = {"tokens": {"name": "top_k_merge", "n_tokens": 50}, "quantizer": "float32"}
+    same = run(small_config({"algorithm": "sflora", **codec}), settings)
+    assert same.comparable()["history"] == plain.comparable()["history"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"quantizer": {"name": "uniform", "bits": 4}},
+        {"quantizer": {"name": "uniform", "bits": 8}},
+        {"quantizer": "float16"},
+        {"tokens": {"name": "top_k_merge", "n_tokens": 30}},
+        {"tokens": {"name": "random", "n_tokens": 30}},
+        {"tokens": {"name": "feature_norm", "n_tokens": 30}},
+        {"gradient_quantizer": {"name": "uniform", "bits": 4}},
+        {"adapter_quantizer": {"name": "uniform", "bits": 4}},
+    ],
+    ids=str,
+)
+def test_what_the_config_names_is_in_the_path(settings, change):
+    one_round = {"training": {**small_config().dump()["training"], "rounds": 1}}
+    plain = run(small_config({"algorithm": "sflora"}, **one_round), settings).final
+    changed = run(small_config({"algorithm": "sflora", **change}, **one_round), settings).final
+    both = (changed.uplink_bytes, changed.downlink_bytes)
+    assert both != (plain.uplink_bytes, plain.downlink_bytes)
+    assert changed.train_loss != plain.train_loss
+
+
+def test_server_adapter_is_the_mean_of_the_devices_weighted_by_shard_size(settings, monkeypatch):
+    pushed = {}
+    original = SplitDevice.push_adapter
+
+    def spy(self, exchange):
+        pushed[self.number] = self.adapter
+        original(self, exchange)
+
+    monkeypatch.setattr(SplitDevice, "push_adapter", spy)
+    run_, setup = start(settings, TSFLORA, partition={"name": "dirichlet", "alpha": 0.3})
+    list(train(run_, setup))
+    sizes = {number: len(setup.shards[number]) for number in pushed}
+    assert len(pushed) == 3
+    assert len(set(sizes.values())) > 1
+    name = next(iter(run_.server.adapter))
+    by_hand = sum(pushed[n][name] * sizes[n] for n in pushed) / sum(sizes.values())
+    torch.testing.assert_close(run_.server.adapter[name], by_hand, atol=1e-6, rtol=1e-5)
+    run_.evaluate()
+    assert_adapters_close(read_adapter(run_.judged), run_.server.adapter, atol=0, rtol=0)
+
+
+def test_fed_lora_is_the_weighted_mean_of_whole_models(settings):
+    run_, setup = start(settings, {"algorithm": "fed_lora"}, partition={"name": "dirichlet", "alpha": 0.3})
+    initial = run_.server.adapter
+    participants = participants_of(setup.training, setup.dataset, setup.seed, 1)
+    trained = []
+    for number in participants:
+        alone, _ = start(settings, {"algorithm": "local_lora"}, partition={"name": "dirichlet", "alpha": 0.3})
+        list(alone.train_round(1, [number]))
+        trained.append(alone.adapters[number])
+    list(train(run_, setup))
+    expected = average(trained, [float(len(setup.shards[n])) for n in participants])
+    assert_adapters_close(run_.server.adapter, expected, atol=1e-6, rtol=1e-5)
+    assert not all(torch.equal(run_.server.adapter[name], initial[name]) for name in initial)
+
+
+def test_local_lora_is_judged_by_the_mean_over_all_devices(settings):
+    run_, setup = start(settings, {"algorithm": "local_lora"})
+    list(train(run_, setup))
+    accuracy, _ = run_.evaluate()
+    assert len(run_.accuracies) == setup.training.n_devices
+    assert len(run_.adapters) == setup.training.participants
+    assert accuracy == pytest.approx(sum(on for on, _ in run_.accuracies.values()) / 4)
+
+
+def test_relay_ends_with_the_last_devices_adapter_and_passes_it_on(settings, monkeypatch):
+    starts, ends = [], []
+    fetch, push = SplitDevice.fetch_adapter, SplitDevice.push_adapter
+    monkeypatch.setattr(SplitDevice, "fetch_adapter", lambda s, e: (fetch(s, e), starts.append(s.adapter))[0])
+    monkeypatch.setattr(SplitDevice, "push_adapter", lambda s, e: (ends.append(s.adapter), push(s, e))[1])
+    run_, setup = start(settings, {"algorithm": "split_lora"})
+    list(train(run_, setup))
+    assert len(starts) == len(ends) == 3
+    for end, following in zip(ends, [*starts[1:], run_.server.adapter], strict=True):
+        assert_adapters_close(following, end, atol=0, rtol=0)
+
+
+def test_sfl_v1_averages_server_copies_that_start_alike(settings):
+    run_, setup = start(settings, {"algorithm": {"name": "sflora", "server": "averaged"}})
+    before = read_adapter(run_.server.part)
+    steps = train(run_, setup)
+    for _ in range(6):
+        next(steps)
+    copies = {n: read_adapter(part) for n, (part, _) in run_.server._copies.items()}
+    assert len(copies) == 3
+    assert_adapters_close(read_adapter(run_.server.part), before, atol=0, rtol=0)
+    name = "vit.head.weight"
+    tensors = [copy[name] for copy in copies.values()]
+    assert not torch.equal(tensors[0], tensors[1])
+    for _ in steps:
+        pass
+    assert not torch.equal(read_adapter(run_.server.part)[name], before[name])
+    assert not run_.server._copies
+
+
+def test_interleaved_and_sequential_orders_differ_in_order_only(settings):
+    numbers = {}
+    for order in ("interleaved", "sequential"):
+        run_, setup = start(settings, {"algorithm": {"name": "sflora", "order": order}})
+        seen = []
+        original = SplitServer.train_step
+
+        def spy(self, device, activations, labels, seen=seen, original=original):
+            seen.append(device)
+            return original(self, device, activations, labels)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SplitServer, "train_step", spy)
+            list(train(run_, setup))
+        numbers[order] = seen
+    assert sorted(numbers["interleaved"]) == sorted(numbers["sequential"])
+    assert all(len(set(numbers["interleaved"][i : i + 3])) == 3 for i in (0, 3, 6))
+    assert all(len(set(numbers["sequential"][i : i + 3])) == 1 for i in (0, 3, 6))
+
+
+def test_every_method_sees_the_same_shards_participants_and_batches(settings):
+    worlds = [start(settings, method)[1] for method in (TSFLORA, {"algorithm": "local_lora"})]
+    for first, second in zip(worlds[0].shards, worlds[1].shards, strict=True):
+        assert first.tolist() == second.tolist()
+    assert worlds[0].batches(2, 1)[0].tolist() == worlds[1].batches(2, 1)[0].tolist()
+    assert worlds[0].batches(2, 1)[0].tolist() != worlds[0].batches(1, 1)[0].tolist()
+    records = [run(small_config(method), settings) for method in (TSFLORA, {"algorithm": "fed_lora"})]
+    assert [r.participants for r in records[0].history] == [r.participants for r in records[1].history]
+
+
+@pytest.mark.parametrize(("bits", "n_tokens"), [(8, 30), (4, 40), (3, 7), (16, 50)])
+def test_recorded_bytes_are_the_formula(settings, bits, n_tokens):
+    method = {
+        "algorithm": "sflora",
+        "tokens": {"name": "top_k_merge", "n_tokens": n_tokens},
+        "quantizer": {"name": "uniform", "bits": bits},
+    }
+    record = run(small_config(method, partition={"name": "iid", "min_samples": 21, "max_samples": 29}), settings)
+    dim, entries = record.geometry.dim, record.geometry.device_adapter_entries
+    for round_ in record.history:
+        batches = [
+            min(10, record.shard_sizes[n] - start)
+            for n in round_.participants
+            for start in range(0, record.shard_sizes[n], 10)
+        ]
+        assert round_.uplink_bytes["activations"] == sum(math.ceil(b * n_tokens * dim * bits / 8) for b in batches)
+        assert round_.downlink_bytes["gradients"] == sum(b * n_tokens * dim * 4 for b in batches)
+        assert round_.uplink_bytes["labels"] == sum(math.ceil(b * 4 / 8) for b in batches)
+        assert round_.uplink_bytes["adapters"] == round_.downlink_bytes["adapters"] == 3 * 4 * entries
+        assert 0 < round_.uplink_bytes["headers"] < 200 * len(batches) + 3 * 1000
+
+
+def test_local_lora_sends_nothing_and_fed_lora_only_adapters(settings):
+    local = run(small_config({"algorithm": "local_lora"}), settings).final
+    assert local.uplink_bytes == local.downlink_bytes == {}
+    federated = run(small_config({"algorithm": "fed_lora"}), settings)
+    entries = federated.geometry.device_adapter_entries + federated.geometry.server_adapter_entries
+    assert federated.final.uplink_bytes["adapters"] == 3 * 4 * entries
+    assert federated.final.uplink_bytes.keys() == {"adapters", "headers"}
+
+
+@pytest.mark.parametrize("method", EVERY_ALGORITHM.values(), ids=EVERY_ALGORITHM)
+def test_a_diverging_run_stops_and_names_what_broke(settings, method):
+    training = {**small_config().dump()["training"], "optimizer": {"lr": 1e30}}
+    with pytest.raises(NumericsError, match=r"NaN or infinity in .*\(?round \d|round \d.*NaN or infinity") as caught:
+        run(small_config(method, training=training), settings)
+    assert "\n" not in str(caught.value)
+
+
+def frames(n_tokens=50, dim=64, batch=4, labels=4):
+    tokens = torch.full((batch, n_tokens, dim), 0.5)
+    return (
+        write_frame(Kind.ACTIVATIONS, [Section.float32(tokens.numpy())]),
+        encode_labels(torch.arange(labels), 10),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"dim": 32}, r"allowed: \(batch, tokens, 64\)"),
+        ({"labels": 3}, "with 3 labels"),
+    ],
+)
+def test_server_refuses_frames_that_do_not_fit(settings, changes, line):
+    run_, _ = start(settings, {"algorithm": "sflora"})
+    before = read_adapter(run_.server.part)
+    with pytest.raises(FrameError, match=line):
+        run_.exchange.train_step(2, *frames(**changes))
+    assert_adapters_close(read_adapter(run_.server.part), before, atol=0, rtol=0)
+
+
+def test_the_device_that_holds_nan_is_named_before_it_sends(settings):
+    run_, setup = start(settings, {"algorithm": "sflora"})
+    (device,) = run_.devices([2], 3)
+    with torch.no_grad():
+        next(p for p in device.part.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(NumericsError, match=r"the adapter's .*lora_A.* \(round 3, device 2\)"):
+        device.push_adapter(run_.exchange)
+    with pytest.raises(NumericsError, match=r"the activations \(round 3, device 2\)"):
+        device.train_step(run_.exchange)
+    assert run_.exchange.traffic.total_bytes == 0
+
+
+def test_damaged_frame_changes_nothing(settings):
+    run_, _ = start(settings, {"algorithm": "sflora"})
+    before = read_adapter(run_.server.part)
+    activations, labels = frames()
+    broken = bytearray(activations)
+    broken[len(broken) // 2] ^= 1
+    with pytest.raises(FrameError, match="checksum"):
+        run_.server.train_step(0, bytes(broken), labels)
+    with pytest.raises(FrameError):
+        run_.server.push_adapter(0, activations)
+    assert_adapters_close(read_adapter(run_.server.part), before, atol=0, rtol=0)
+
+
+def test_bf16_trains_close_to_fp32(settings):
+    training = small_config().dump()["training"]
+    full = run(small_config(TSFLORA), settings)
+    half = run(small_config(TSFLORA, training={**training, "precision": "bf16"}), settings)
+    assert half.final.train_loss == pytest.approx(full.final.train_loss, rel=0.05)
+    assert half.final.train_loss != full.final.train_loss

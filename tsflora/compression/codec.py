@@ -1,0 +1,131 @@
+"""One object that composes which tokens travel, how many bits they get, and the frame they travel in.
+
+The contract of every codec: `forward(x)` is what training sees, with a straight-through gradient; `encode(x)` is the
+bytes that are sent; `decode` undoes it. Under equal generators `decode(encode(x)) == forward(x)` to the bit.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor
+
+from tsflora.compression.bits import MAX_BITS, code_dtype
+from tsflora.compression.frames import Format, Kind, Layout, Section, read_frame, write_frame
+from tsflora.compression.quantizers import Quantizer
+from tsflora.compression.tokens import Reduced, TokenReducer
+from tsflora.errors import ConfigError, DataError, FrameError
+
+
+class TensorCodec:
+    """Float tensors to frames of one kind and back."""
+
+    def __init__(self, quantizer: Quantizer, kind: Kind) -> None:
+        self.quantizer = quantizer
+        self.kind = kind
+
+    def forward(self, x: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
+        """What the other side decodes, as float32 on x's device, with an identity gradient."""
+        return self.quantizer.forward(x, generator)
+
+    def encode(self, x: Float[Tensor, "..."], generator: torch.Generator) -> bytes:
+        """One frame that holds the tensor.
+
+        Raises:
+            NumericsError: NaN, infinity, or values beyond what the quantizer can hold.
+        """
+        return self.encode_all([x], generator)
+
+    def decode(self, frame: bytes, shape: tuple[int, ...] | None = None) -> Float[Tensor, "..."]:
+        """The tensor of a frame, as float32 on the CPU.
+
+        Raises:
+            FrameError: a damaged frame, of another kind or another quantizer, or of another shape than `shape`.
+        """
+        return self._restore(read_frame(frame, self.kind), shape)
+
+    def encode_all(self, tensors: Sequence[Float[Tensor, "..."]], generator: torch.Generator) -> bytes:
+        """One frame that holds all tensors in order, each quantised on its own."""
+        return write_frame(self.kind, [section for x in tensors for section in self.quantizer.quantize(x, generator)])
+
+    def decode_all(self, frame: bytes, shapes: Sequence[tuple[int, ...]]) -> list[Float[Tensor, "..."]]:
+        """The tensors of a frame, which must have exactly these shapes.
+
+        Raises:
+            FrameError: as `decode`, or another number of tensors.
+        """
+        sections = read_frame(frame, self.kind)
+        n = self.quantizer.n_sections
+        if len(sections) != n * len(shapes):
+            raise FrameError(f"expected {len(shapes)} tensors of {n} sections each, given: {len(sections)} sections")
+        return [self._restore(sections[n * i : n * (i + 1)], shape) for i, shape in enumerate(shapes)]
+
+    def _restore(self, sections: Sequence[Section], shape: tuple[int, ...] | None) -> Float[Tensor, "..."]:
+        x = self.quantizer.dequantize(sections)
+        if shape is not None and x.shape != shape:
+            raise FrameError(f"expected a tensor of shape {tuple(shape)}, given: {tuple(x.shape)}")
+        return x
+
+
+class TokenCodec(TensorCodec):
+    """What a device does to its activations: token reduction, then quantisation into a frame of activations.
+
+    `forward`, `encode` and `decode` act on the reduced tokens. The device keeps the autograd graph of `reduce` and
+    encodes its result; the gradient that comes back for the decoded tokens goes straight into that graph.
+    """
+
+    def __init__(self, reducer: TokenReducer, quantizer: Quantizer) -> None:
+        super().__init__(quantizer, Kind.ACTIVATIONS)
+        self.reducer = reducer
+
+    def reduce(
+        self,
+        activations: Float[Tensor, "batch tokens dim"],
+        cls_attention: Float[Tensor, "batch heads tokens"],
+        generator: torch.Generator,
+    ) -> Reduced:
+        """Choose and merge tokens; see `TokenReducer.reduce`."""
+        return self.reducer.reduce(activations, cls_attention, generator)
+
+
+def label_bits(n_classes: int) -> int:
+    """Bits per label: ceil(log2(n_classes)), at least 1.
+
+    Raises:
+        ConfigError: `n_classes` is outside 1 to 65536.
+    """
+    if not 1 <= n_classes <= 2**MAX_BITS:
+        raise ConfigError(f"labels are sent for 1 to {2**MAX_BITS} classes, given: {n_classes}")
+    return max(1, (n_classes - 1).bit_length())
+
+
+def encode_labels(labels: Int[Tensor, " batch"], n_classes: int) -> bytes:
+    """One frame of labels at `label_bits(n_classes)` bits each.
+
+    Raises:
+        DataError: a label outside 0 to n_classes - 1.
+    """
+    bits = label_bits(n_classes)
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= n_classes:
+        raise DataError(f"labels must be 0 to {n_classes - 1}, given: {lowest} to {highest}")
+    return write_frame(Kind.LABELS, [Section.codes(labels.cpu().numpy().astype(code_dtype(bits)), bits)])
+
+
+def decode_labels(frame: bytes, n_classes: int) -> Int64[Tensor, " batch"]:
+    """The labels of a frame.
+
+    Raises:
+        FrameError: a damaged frame, not a frame of labels for `n_classes` classes, or a label outside them.
+    """
+    sections = read_frame(frame, Kind.LABELS)
+    values, layout = sections[0].values, sections[0].layout
+    bits = label_bits(n_classes)
+    if len(sections) != 1 or layout != Layout((layout.entries,), Format.PACKED, bits):
+        raise FrameError(
+            f"expected one row of labels at {bits} bits, given: {[section.layout for section in sections]}"
+        )
+    if int(values.max()) >= n_classes:
+        raise FrameError(f"labels must be 0 to {n_classes - 1}, given: {int(values.max())}")
+    return torch.from_numpy(values.astype(np.int64))

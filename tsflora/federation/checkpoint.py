@@ -1,0 +1,84 @@
+"""Half-finished runs on disk: written atomically after a round, verified on reading, never pickled."""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from tsflora.errors import CheckpointError
+from tsflora.files import write_atomically
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"round-(\d{6})-([0-9a-f]{32})\.safetensors")
+_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `round` and the history that led to it."""
+
+    round: int
+    state: dict[str, Tensor]
+    history: list[dict[str, Any]]
+
+
+class CheckpointStore:
+    """The checkpoints of one run. A file's name holds the digest of its content, so that damage is seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, round_: int, state: Mapping[str, Tensor], history: list[dict[str, Any]]) -> None:
+        """Write the checkpoint of a round; the one before it is kept beside, older ones go.
+
+        Raises:
+            StorageError: the folder cannot be written; earlier checkpoints are untouched.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        content = save(tensors, metadata={"history": json.dumps(history)})
+        digest = hashlib.sha256(content).hexdigest()[:32]
+        write_atomically(self.folder / f"round-{round_:06d}-{digest}.safetensors", content)
+        for path in self._paths()[_KEPT:]:
+            path.unlink()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest intact checkpoint, or None. A damaged one is reported and passed over."""
+        for path in self._paths():
+            try:
+                return _read(path)
+            except CheckpointError as error:
+                _log.warning("%s; going back to the checkpoint before it", error)
+        return None
+
+    def clear(self) -> None:
+        """Remove all checkpoints, once the record is written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _paths(self) -> list[Path]:
+        """Newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+
+
+def _read(path: Path) -> Checkpoint:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:32] != match[2]:
+            raise CheckpointError(f"checkpoint {path} is damaged: its content does not match its digest")
+        # safetensors gives metadata only from a file's header: eight bytes of length, then JSON.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return Checkpoint(int(match[1]), load(content), json.loads(header["__metadata__"]["history"]))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({error})") from None

@@ -1,0 +1,91 @@
+"""Local work that every algorithm shares: settings, optimisers, mini-batches, and the watch for NaN."""
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from tsflora.config import Config
+from tsflora.errors import NumericsError
+from tsflora.seeding import numpy_generator
+
+
+class OptimizerConfig(Config):
+    """SGD as in the authors' code, or AdamW by name (methods: lr 0.1 would break Adam)."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """SGD only."""
+    weight_decay: float = Field(default=0.0, ge=0)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimiser over `parameters` with no state yet."""
+        if self.name == "adamw":
+            return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+class TrainingConfig(Config):
+    """Who trains, for how long, on how much. Defaults are the TSFLora paper's (arXiv 2605.23988)."""
+
+    rounds: int = Field(default=50, ge=1)
+    n_devices: int = Field(default=50, ge=1)
+    participants: int = Field(default=10, ge=1)
+    """Devices drawn without replacement in each round."""
+    local_epochs: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the blocks under autocast; the wire and the adapters stay fp32."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Rounds between evaluations; the last round is always evaluated."""
+    evaluate_batch_size: Annotated[int, Field(ge=1)] = 256
+
+    @model_validator(mode="after")
+    def _enough_devices(self) -> "TrainingConfig":
+        if self.participants > self.n_devices:
+            raise ValueError(
+                f"participants: {self.participants} is more than n_devices: {self.n_devices}; "
+                f"allowed: 1 to {self.n_devices}"
+            )
+        return self
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether this round (counted from 1) ends with an evaluation."""
+        return round_ == self.rounds or round_ % self.evaluate_every == 0
+
+
+def participants_of(training: TrainingConfig, dataset: str, seed: int, round_: int) -> tuple[int, ...]:
+    """The devices of a round, the same for every method."""
+    rng = numpy_generator("participants", dataset, seed, round_)
+    return tuple(sorted(rng.choice(training.n_devices, training.participants, replace=False).tolist()))
+
+
+def minibatches(shard: np.ndarray, training: TrainingConfig, *names: object) -> Iterator[np.ndarray]:
+    """Index arrays of at most `batch_size`, reshuffled every local epoch from the stream called `names`."""
+    rng = numpy_generator("minibatches", *names)
+    for _ in range(training.local_epochs):
+        order = rng.permutation(shard)
+        for start in range(0, len(order), training.batch_size):
+            yield order[start : start + training.batch_size]
+
+
+def check_finite(tensor: Tensor, what: str, round_: int, device: int) -> None:
+    """Stop on NaN or infinity.
+
+    Raises:
+        NumericsError: names the tensor, the round and the device.
+    """
+    if not bool(torch.isfinite(tensor).all()):
+        raise NumericsError(
+            f"NaN or infinity in {what} (round {round_}, device {device}); a lower learning rate usually helps"
+        )
+
+
+def autocast(device: torch.device, training: TrainingConfig) -> torch.autocast:
+    """The precision in which blocks run."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16")

@@ -1,0 +1,96 @@
+"""LoRA adapters through peft: add them, read them, set them, average them.
+
+An *adapter* is everything that is trained in a module, LoRA factors and the head alike, as tensors by name.
+"""
+
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from pydantic import Field
+from torch import Tensor, nn
+
+from tsflora.config import Config, did_you_mean
+from tsflora.errors import ConfigError
+from tsflora.seeding import torch_generator
+
+Adapter = dict[str, Tensor]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+class LoraConfig(Config):
+    """Low-rank adapters on the linear layers of every block (Hu et al., arXiv 2106.09685)."""
+
+    rank: int = Field(default=32, ge=1)
+    alpha: float | None = Field(default=None, gt=0)
+    """The update is scaled by alpha / rank; None means alpha = rank."""
+    targets: tuple[str, ...] = Field(default=("qkv", "fc1", "fc2"), min_length=1)
+
+
+def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
+    """Put LoRA on the target layers of `model.blocks` in place; only LoRA and `model.head` stay trainable.
+
+    `A` is drawn Kaiming-uniform from `seed`, by layer name, so it does not depend on the cut; `B` starts at zero.
+
+    Raises:
+        ConfigError: a target that no block has.
+    """
+    linear = {name.rsplit(".", 1)[-1] for name, part in model.blocks.named_modules() if isinstance(part, nn.Linear)}
+    for target in config.targets:
+        if target not in linear:
+            raise ConfigError(f"lora.targets: no block has a layer {target!r}; {did_you_mean(target, linear)}")
+    pattern = rf"blocks\.\d+\.(.*\.)?({'|'.join(re.escape(target) for target in config.targets)})"
+    alpha = config.rank if config.alpha is None else config.alpha
+    # peft draws its initial weights from torch's global stream; they are drawn again below, from a named one.
+    with torch.random.fork_rng(devices=[]):
+        inject_adapter_in_model(PeftLoraConfig(r=config.rank, lora_alpha=alpha, target_modules=pattern), model)
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=torch_generator("lora", name, seed))
+        elif ".lora_B." in name:
+            nn.init.zeros_(parameter)
+        else:
+            parameter.requires_grad_(name.startswith("head."))
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters of `module` by name, in the order in which they travel."""
+    return {name: p for name, p in sorted(module.named_parameters()) if p.requires_grad}
+
+
+def read_adapter(module: nn.Module) -> Adapter:
+    """A copy of the module's adapter."""
+    return {name: p.detach().clone() for name, p in trainable(module).items()}
+
+
+@torch.no_grad()
+def set_adapter(module: nn.Module, adapter: Mapping[str, Tensor]) -> None:
+    """Copy `adapter` into the module, whose adapter must have exactly these names and shapes."""
+    own = trainable(module)
+    if own.keys() != adapter.keys():
+        raise ValueError(f"adapter has other tensors than the module: {sorted(own.keys() ^ adapter.keys())[:3]}")
+    for name, parameter in own.items():
+        parameter.copy_(adapter[name])
+
+
+def average(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """Weighted mean, tensor by tensor (A and B factors separately; TSFLora, aggregation after Eq. 4)."""
+    total = math.fsum(weights)
+    mean: Adapter = {}
+    for name in adapters[0]:
+        mean[name] = sum(
+            (adapter[name] * (weight / total) for adapter, weight in zip(adapters, weights, strict=True)),
+            start=torch.zeros_like(adapters[0][name]),
+        )
+    return mean
+
+
+def own_copy(module: ModuleT) -> ModuleT:
+    """A copy with its own adapter that shares the frozen tensors, so that fifty devices cost one backbone."""
+    shared = {id(p): p for p in module.parameters() if not p.requires_grad}
+    return copy.deepcopy(module, memo=shared)

@@ -1,0 +1,143 @@
+"""One look for every figure: a theme at paper size, one style per method everywhere, and files with the same bytes."""
+
+import io
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from tsflora.files import write_atomically
+from tsflora.seeding import seed_for
+
+COLUMN_IN = 3.35
+"""Width of one column of a two-column paper, in inches."""
+DOUBLE_COLUMN_IN = 7.0
+"""Width across both columns, in inches."""
+
+_DPI = 300
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How one method is drawn: its printed name, colour, marker and line style."""
+
+    label: str
+    colour: str
+    marker: str
+    linestyle: str
+
+
+# Okabe and Ito's colour-blind-safe colours; grey stands in for their yellow, which fades on white.
+_KNOWN = {
+    "local_lora": ("#8C8C8C", "x", ":"),
+    "fed_lora": ("#E69F00", "v", "--"),
+    "split_lora": ("#56B4E9", "P", "-."),
+    "sflora": ("#000000", "o", "-"),
+    "sflora_8bit": ("#0072B2", "s", "--"),
+    "sflora_4bit": ("#CC79A7", "D", "-."),
+    "tsflora_8bit_40": ("#009E73", "^", "-"),
+    "tsflora_8bit_30": ("#D55E00", "*", "-"),
+}
+# Paul Tol's "muted" scheme, colour-blind safe too, for methods that users add.
+_MORE_COLOURS = (
+    "#332288",
+    "#88CCEE",
+    "#44AA99",
+    "#117733",
+    "#999933",
+    "#DDCC77",
+    "#CC6677",
+    "#882255",
+    "#AA4499",
+)
+_MORE_MARKERS = ("<", ">", "p", "h", "8", "d", "X", "H")
+_MORE_LINESTYLES = ("-", "--", "-.", ":")
+
+KIND_COLOURS = {
+    "activations": "#004488",
+    "gradients": "#BB5566",
+    "adapters": "#DDAA33",
+    "labels": "#000000",
+    "headers": "#888888",
+}
+"""Colour of each kind of byte (Paul Tol's "high contrast" and greys)."""
+
+
+def style_of(method: str, label: str) -> MethodStyle:
+    """The style of a method, the same in every figure and on every machine.
+
+    The suite's eight are fixed. Any other key is hashed to one of 288 combinations that none of the eight uses, so a
+    colour depends on the key alone, not on which other methods are drawn; two new methods may share a colour, and
+    then differ in marker or line.
+    """
+    if method in _KNOWN:
+        return MethodStyle(label, *_KNOWN[method])
+    draw, colour = divmod(seed_for("style", method), len(_MORE_COLOURS))
+    draw, marker = divmod(draw, len(_MORE_MARKERS))
+    linestyle = draw % len(_MORE_LINESTYLES)
+    return MethodStyle(label, _MORE_COLOURS[colour], _MORE_MARKERS[marker], _MORE_LINESTYLES[linestyle])
+
+
+def theme() -> AbstractContextManager[None]:
+    """A context in which figures are drawn: seaborn's paper look with 7-8 pt text, settings put back afterwards."""
+    return mpl.rc_context(_settings())
+
+
+def _settings() -> Any:
+    return {
+        **sns.axes_style("ticks"),
+        **sns.plotting_context("paper"),
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same glyphs on every machine
+        "font.size": 7,
+        "axes.labelsize": 7.5,
+        "axes.titlesize": 7.5,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#E4E4E4",
+        "grid.linewidth": 0.5,
+        "axes.linewidth": 0.6,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.minor.width": 0.4,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.minor.size": 1.5,
+        "lines.linewidth": 1.1,
+        "lines.markersize": 3.2,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.use": True,
+    }
+
+
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png (300 dpi) and `stem`.pdf, each atomically and without dates or versions; closes the figure.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    metadata: dict[str, dict[str, str | None]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Producer": None, "Creator": "tsflora"},
+    }
+    paths = []
+    # Type 42 embeds real fonts, which publishers ask for; the size stays what was asked for, no tight cropping.
+    with mpl.rc_context({"pdf.fonttype": 42, "savefig.bbox": None}):
+        for suffix, fields in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=_DPI, metadata=fields)
+            path = stem.with_name(f"{stem.name}.{suffix}")
+            write_atomically(path, buffer.getvalue())
+            paths.append(path)
+    plt.close(figure)
+    return paths[0], paths[1]

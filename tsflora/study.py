@@ -1,0 +1,214 @@
+"""A study: one params.yaml -> its cells -> their records, over worker processes."""
+
+import datetime
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from multiprocessing import Manager
+from pathlib import Path
+from queue import Queue
+
+import joblib
+import yaml
+from pydantic import Field
+from tqdm.auto import tqdm
+
+from tsflora.config import Config, did_you_mean
+from tsflora.data import AugmentConfig
+from tsflora.errors import ConfigError, DataError, TsfloraError
+from tsflora.experiment import AnyDataSource, AnyPartition, ExperimentConfig, MethodConfig, Progress, run
+from tsflora.federation import TrainingConfig
+from tsflora.models import BackboneConfig, LoraConfig
+from tsflora.records import RunRecord, code_digest, config_digest, provenance
+from tsflora.settings import Settings
+
+_log = logging.getLogger(__name__)
+_REPORT_EVERY_S = 0.5
+
+
+class StudyConfig(Config):
+    """The content of a params.yaml: what all cells share, and the axes along which they differ."""
+
+    name: str
+    datasets: dict[str, AnyDataSource] = Field(min_length=1)
+    partitions: dict[str, AnyPartition] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    backbone: BackboneConfig
+    lora: LoraConfig = LoraConfig()
+    cut: int = Field(default=2, ge=1)
+    training: TrainingConfig = TrainingConfig()
+    augment: AugmentConfig | None = None
+    methods: dict[str, MethodConfig] = Field(min_length=1)
+
+    @classmethod
+    def read(cls, path: Path | str) -> "StudyConfig":
+        """Read a params.yaml.
+
+        Raises:
+            ConfigError: the file is missing, not YAML, or holds a key or value that is not allowed.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: a mapping of keys to values is expected; given: {type(values).__name__}")
+        return cls.parse(values, str(path))
+
+    def cells(
+        self,
+        dataset: str | None = None,
+        methods: Sequence[str] | None = None,
+        partitions: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+        backbone: BackboneConfig | None = None,
+    ) -> list[ExperimentConfig]:
+        """The study's runs, or those of a part of its axes; None takes the whole axis.
+
+        Raises:
+            ConfigError: a name that the study does not have.
+        """
+        return [
+            ExperimentConfig(
+                dataset=self.datasets[dataset_name],
+                partition=self.partitions[partition],
+                dataset_key=dataset_name,
+                partition_key=partition,
+                backbone=backbone or self.backbone,
+                lora=self.lora,
+                cut=self.cut,
+                training=self.training,
+                augment=self.augment,
+                method=self.methods[method],
+                method_key=method,
+                seed=seed,
+            )
+            for dataset_name in _chosen("dataset", None if dataset is None else [dataset], self.datasets)
+            for method in _chosen("method", methods, self.methods)
+            for partition in _chosen("partition", partitions, self.partitions)
+            for seed in (self.seeds if seeds is None else seeds)
+        ]
+
+
+def _chosen(axis: str, names: Sequence[str] | None, known: dict[str, object]) -> Sequence[str]:
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"unknown {axis} {name!r}; {did_you_mean(name, known)}")
+    return tuple(known) if names is None else names
+
+
+def run_cells(
+    cells: Sequence[ExperimentConfig], settings: Settings, records_dir: Path | None = None
+) -> list[RunRecord]:
+    """Run cells side by side, with one progress bar over all their rounds. Records come back in the cells' order.
+
+    A record that `records_dir` already holds for the same configuration and code is read, not run again. A run that
+    fails leaves `*.failed.json` there, the others go on, and the first error is raised at the end.
+
+    Raises:
+        TsfloraError: at least one run failed; the line says how many and why the first one did.
+    """
+    workers = settings.workers or (os.cpu_count() or 1 if settings.torch_device().type == "cpu" else 1)
+    rounds = sum(cell.training.rounds for cell in cells)
+    if workers == 1 or len(cells) == 1:
+        with tqdm(total=rounds, unit="round") as bar:
+
+            def show(text: str, finished: int) -> None:
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(finished)
+
+            outcomes = [_run_cell(cell, settings, records_dir, show) for cell in cells]
+    else:
+        with Manager() as manager, tqdm(total=rounds, unit="round") as bar:
+            queue = manager.Queue()
+            reader = threading.Thread(target=_show_reports, args=(queue, bar), daemon=True)
+            reader.start()
+            jobs = (joblib.delayed(_run_cell_in_worker)(cell, settings, records_dir, queue) for cell in cells)
+            outcomes = joblib.Parallel(n_jobs=workers)(jobs)
+            queue.put(None)
+            reader.join()
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    if failed:
+        first = failed[0]
+        raise TsfloraError(
+            f"{len(failed)} of {len(cells)} runs failed; "
+            f"{first.method} on {first.dataset}, {first.partition}, seed {first.seed}: {first.error}"
+        )
+    return outcomes
+
+
+def record_path(folder: Path, cell: ExperimentConfig) -> Path:
+    """Where a cell's record lies."""
+    return folder / cell.dataset_name / cell.method_key / f"{cell.partition_name}-seed{cell.seed}.json"
+
+
+def _run_cell(cell: ExperimentConfig, settings: Settings, records_dir: Path | None, progress: Progress) -> RunRecord:
+    path = None if records_dir is None else record_path(records_dir, cell)
+    digest = config_digest(cell.dump())
+    if path is not None and path.exists() and (record := _still_valid(path, digest)):
+        progress(f"{cell.method_key} is recorded", cell.training.rounds)
+        return record
+    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    try:
+        record = run(cell, settings, progress, path)
+    except (TsfloraError, RuntimeError, ValueError, MemoryError) as error:
+        line = str(error) if isinstance(error, TsfloraError) else f"{type(error).__name__}: {error}"
+        _log.error("%s, %s, seed %d failed: %s", cell.method_key, cell.partition_name, cell.seed, line)
+        if not isinstance(error, TsfloraError):
+            _log.debug("traceback", exc_info=True)
+        failed = RunRecord(
+            status="failed",
+            error=line,
+            dataset=cell.dataset_name,
+            method=cell.method_key,
+            label=cell.label,
+            partition=cell.partition_name,
+            seed=cell.seed,
+            config=cell.dump(),
+            config_sha256=digest,
+            started_at=started.isoformat(timespec="seconds"),
+            seconds=time.perf_counter() - clock,
+            peak_memory_mib=0.0,
+            provenance=provenance(settings.torch_device()),
+        )
+        if path is not None:
+            failed.write(path.with_suffix(".failed.json"))
+        return failed
+    if path is not None:
+        path.with_suffix(".failed.json").unlink(missing_ok=True)
+    return record
+
+
+def _still_valid(path: Path, digest: str) -> RunRecord | None:
+    try:
+        record = RunRecord.read(path)
+    except DataError as error:
+        _log.warning("%s; running it again", error)
+        return None
+    same = record.config_sha256 == digest and record.provenance.code_sha256 == code_digest()
+    return record if same and record.status == "complete" else None
+
+
+def _run_cell_in_worker(
+    cell: ExperimentConfig, settings: Settings, records_dir: Path | None, queue: "Queue[tuple[str, int] | None]"
+) -> RunRecord:
+    name = f"{cell.method_key}/{cell.partition_name}/{cell.seed}"
+    last = 0.0
+
+    def report(text: str, finished: int) -> None:
+        nonlocal last
+        if finished or time.monotonic() - last > _REPORT_EVERY_S:
+            last = time.monotonic()
+            queue.put((f"{name} {text}", finished))
+
+    return _run_cell(cell, settings, records_dir, report)
+
+
+def _show_reports(queue: "Queue[tuple[str, int] | None]", bar: tqdm) -> None:
+    while (message := queue.get()) is not None:
+        bar.set_postfix_str(message[0], refresh=False)
+        bar.update(message[1])
