@@ -46,7 +46,9 @@ def main(
         except OSError as error:
             raise StorageError(f"cannot write {output}: {error.strerror}; choose another folder") from None
     try:
-        papermill.execute_notebook(str(notebook), str(output), values, progress_bar=sys.stderr.isatty(), log_output=False)
+        papermill.execute_notebook(
+            str(notebook), str(output), values, progress_bar=sys.stderr.isatty(), log_output=False
+        )
     except papermill.PapermillExecutionError as error:
         # The traceback is in the executed notebook; a stage's log gets the line that says what to do.
         print(f"error: {notebook.name}: {error.evalue or error.ename} (executed copy: {output})", file=sys.stderr)

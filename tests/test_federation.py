@@ -279,7 +279,7 @@ def test_server_refuses_frames_that_do_not_fit(settings, changes, line):
 
 
 def test_the_device_that_holds_nan_is_named_before_it_sends(settings):
-    run_, setup = start(settings, {"algorithm": "sflora"})
+    run_, _ = start(settings, {"algorithm": "sflora"})
     (device,) = run_.devices([2], 3)
     with torch.no_grad():
         next(p for p in device.part.parameters() if p.requires_grad).fill_(float("nan"))

@@ -94,7 +94,7 @@ def test_cls_attention_is_that_of_the_last_device_block_with_its_lora(batch):
     device, _ = split(lora_model(), 2)
     seen = []
     block = device.vit.blocks[-1]
-    block.attn.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     _, row = device(batch[0])
     b, n, d = seen[0].shape
     q, k, _ = block.attn.qkv(seen[0]).reshape(b, n, 3, 4, d // 4).permute(2, 0, 3, 1, 4)
@@ -224,7 +224,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 def test_hub_out_of_reach_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(WeightsError, match="could not be fetched from the hub.*weights: FILE") as caught:
+    with pytest.raises(WeightsError, match=r"could not be fetched from the hub.*weights: FILE") as caught:
         load_backbone(BackboneConfig(name="vit_tiny_patch16_224", pretrained=True), 10, seed=0)
     assert "\n" not in str(caught.value)
 

@@ -16,14 +16,14 @@ from tsflora.errors import StorageError
 from tsflora.experiment import run
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def killed_in_round(round_):
     def progress(text, finished):
         if text.startswith(f"round {round_}/") and not finished:
-            raise Killed
+            raise KilledError
 
     return progress
 
@@ -44,10 +44,10 @@ def test_same_config_same_record(settings, tmp_path, method):
 def test_killed_and_resumed_is_the_identical_record(settings, tmp_path, method):
     config = config_of(method)
     whole = run(config, settings, record_path=tmp_path / "whole.json")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, settings, killed_in_round(3))
     seen = []
-    resumed = run(config, settings, lambda text, n: seen.append(text), tmp_path / "resumed.json")
+    resumed = run(config, settings, lambda text, _: seen.append(text), tmp_path / "resumed.json")
     assert seen[0] == "resumed after round 2"
     assert resumed.comparable() == whole.comparable()
     assert not list(settings.checkpoint_dir.rglob("*.safetensors"))
@@ -56,7 +56,7 @@ def test_killed_and_resumed_is_the_identical_record(settings, tmp_path, method):
 def test_resume_with_adamw_restores_the_optimiser(settings):
     config = config_of({"algorithm": "sflora"}, optimizer={"name": "adamw", "lr": 0.01})
     whole = run(config, settings, record_path=settings.checkpoint_dir / "record.json")
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, settings, killed_in_round(3))
     assert run(config, settings).comparable() == whole.comparable()
 
@@ -64,7 +64,7 @@ def test_resume_with_adamw_restores_the_optimiser(settings):
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(settings, caplog, damage):
     config = config_of({"algorithm": "sflora"})
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config, settings, killed_in_round(3))
     first, newest = sorted(settings.checkpoint_dir.rglob("*.safetensors"))
     content = bytearray(newest.read_bytes())
@@ -72,7 +72,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(settings, c
     newest.write_bytes({"flip": bytes(content), "truncate": bytes(content[:-9]), "empty": b""}[damage])
     seen = []
     with caplog.at_level(logging.WARNING):
-        resumed = run(config, settings, lambda text, n: seen.append(text))
+        resumed = run(config, settings, lambda text, _: seen.append(text))
     assert seen[0] == "resumed after round 1"
     assert newest.name in caplog.text
     assert "checkpoint before it" in caplog.text
@@ -82,10 +82,10 @@ def test_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(settings, c
 
 
 def test_a_changed_config_never_takes_the_checkpoint_of_another(settings):
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         run(config_of({"algorithm": "sflora"}), settings, killed_in_round(3))
     seen = []
-    run(config_of({"algorithm": "sflora"}, batch_size=12), settings, lambda text, n: seen.append(text))
+    run(config_of({"algorithm": "sflora"}, batch_size=12), settings, lambda text, _: seen.append(text))
     assert seen[0].startswith("round 1/3")
 
 
@@ -125,12 +125,12 @@ def test_sigkill_at_any_moment_resumes_to_the_identical_record(settings, tmp_pat
 def test_unwritable_results_folder_is_one_line_and_loses_nothing(settings, tmp_path):
     config = config_of({"algorithm": "fed_lora"}, rounds=1)
     (tmp_path / "results").write_text("a file where a folder should be")
-    with pytest.raises(StorageError, match="cannot write .*results") as caught:
+    with pytest.raises(StorageError, match=r"cannot write .*results") as caught:
         run(config, settings, record_path=tmp_path / "results" / "record.json")
     assert "\n" not in str(caught.value)
     assert (tmp_path / "results").read_text() == "a file where a folder should be"
     seen = []
-    run(config, settings, lambda text, n: seen.append(text), tmp_path / "elsewhere.json")
+    run(config, settings, lambda text, _: seen.append(text), tmp_path / "elsewhere.json")
     assert seen == ["resumed after round 1"]
 
 

@@ -101,7 +101,9 @@ def build_setup(config: ExperimentConfig, settings: Settings) -> tuple[Setup, Ba
     where = settings.torch_device()
     train, test = prepared_images(config.dataset, config.dataset_name, settings)
     shards = config.partition.split(train.labels, config.training.n_devices, config.seed, config.dataset_name)
-    backbone = load_backbone(prepared_backbone(config.backbone, settings), train.n_classes, config.seed, settings.weights_dir)
+    backbone = load_backbone(
+        prepared_backbone(config.backbone, settings), train.n_classes, config.seed, settings.weights_dir
+    )
     config.method.tokens.n_transmitted(backbone.n_patches)
     add_lora(backbone.model, config.lora, config.seed)
     device_part, server_part = split(backbone.model, config.cut)

@@ -73,6 +73,8 @@ def _check(path: Path, config: Config, what: str) -> None:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        raise DataError(f"{what} is not prepared in {path.parent}; run the pipeline's data and backbone stages") from None
+        raise DataError(
+            f"{what} is not prepared in {path.parent}; run the pipeline's data and backbone stages"
+        ) from None
     if found != config.model_dump(mode="json"):
         raise DataError(f"{what} in {path.parent} was prepared with other options; run its stage again")

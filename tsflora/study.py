@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import Manager
 from pathlib import Path
 from queue import Queue
@@ -65,12 +65,12 @@ class StudyConfig(Config):
         methods: Sequence[str] | None = None,
         partitions: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
-        backbone: BackboneConfig | None = None,
+        backbone: Mapping[str, object] | None = None,
     ) -> list[ExperimentConfig]:
-        """The study's runs, or those of a part of its axes; None takes the whole axis.
+        """The study's runs, or those of a part of its axes; None takes the whole axis. `backbone` replaces the study's.
 
         Raises:
-            ConfigError: a name that the study does not have.
+            ConfigError: a name that the study does not have, or a wrong backbone.
         """
         return [
             ExperimentConfig(
@@ -78,7 +78,7 @@ class StudyConfig(Config):
                 partition=self.partitions[partition],
                 dataset_key=dataset_name,
                 partition_key=partition,
-                backbone=backbone or self.backbone,
+                backbone=self.backbone if backbone is None else BackboneConfig.parse(backbone, "backbone"),
                 lora=self.lora,
                 cut=self.cut,
                 training=self.training,
@@ -94,7 +94,7 @@ class StudyConfig(Config):
         ]
 
 
-def _chosen(axis: str, names: Sequence[str] | None, known: dict[str, object]) -> Sequence[str]:
+def _chosen(axis: str, names: Sequence[str] | None, known: Mapping[str, object]) -> Sequence[str]:
     for name in names or ():
         if name not in known:
             raise ConfigError(f"unknown {axis} {name!r}; {did_you_mean(name, known)}")
@@ -102,7 +102,7 @@ def _chosen(axis: str, names: Sequence[str] | None, known: dict[str, object]) ->
 
 
 def run_cells(
-    cells: Sequence[ExperimentConfig], settings: Settings, records_dir: Path | None = None
+    cells: Sequence[ExperimentConfig], settings: Settings, records_dir: Path | str | None = None
 ) -> list[RunRecord]:
     """Run cells side by side, with one progress bar over all their rounds. Records come back in the cells' order.
 
@@ -112,16 +112,17 @@ def run_cells(
     Raises:
         TsfloraError: at least one run failed; the line says how many and why the first one did.
     """
+    records_dir = None if records_dir is None else Path(records_dir)
     workers = settings.workers or (os.cpu_count() or 1 if settings.torch_device().type == "cpu" else 1)
     rounds = sum(cell.training.rounds for cell in cells)
     if workers == 1 or len(cells) == 1:
         with tqdm(total=rounds, unit="round") as bar:
 
             def show(text: str, finished: int) -> None:
-                bar.set_postfix_str(text, refresh=False)
+                bar.set_postfix_str(text, refresh=not finished)
                 bar.update(finished)
 
-            outcomes = [_run_cell(cell, settings, records_dir, show) for cell in cells]
+            outcomes = [_run_cell(cell, settings, records_dir, _named(cell, show)) for cell in cells]
     else:
         with Manager() as manager, tqdm(total=rounds, unit="round") as bar:
             queue = manager.Queue()
@@ -196,19 +197,23 @@ def _still_valid(path: Path, digest: str) -> RunRecord | None:
 def _run_cell_in_worker(
     cell: ExperimentConfig, settings: Settings, records_dir: Path | None, queue: "Queue[tuple[str, int] | None]"
 ) -> RunRecord:
-    name = f"{cell.method_key}/{cell.partition_name}/{cell.seed}"
+    return _run_cell(cell, settings, records_dir, _named(cell, lambda text, finished: queue.put((text, finished))))
+
+
+def _named(cell: ExperimentConfig, report: Progress) -> Progress:
+    """`report` with the cell's name before the text, and not more often than anyone can read."""
     last = 0.0
 
-    def report(text: str, finished: int) -> None:
+    def named(text: str, finished: int) -> None:
         nonlocal last
         if finished or time.monotonic() - last > _REPORT_EVERY_S:
             last = time.monotonic()
-            queue.put((f"{name} {text}", finished))
+            report(f"{cell.method_key}/{cell.partition_name}/{cell.seed} {text}", finished)
 
-    return _run_cell(cell, settings, records_dir, report)
+    return named
 
 
 def _show_reports(queue: "Queue[tuple[str, int] | None]", bar: tqdm) -> None:
     while (message := queue.get()) is not None:
-        bar.set_postfix_str(message[0], refresh=False)
+        bar.set_postfix_str(message[0], refresh=not message[1])
         bar.update(message[1])

@@ -21,14 +21,17 @@ def evaluate(setup: Setup, device_part: DevicePart, server_part: ServerPart) -> 
         images, labels = setup.test_inputs(slice(start, start + size))
         with autocast(setup.where, setup.training):
             activations, cls_attention = device_part(images)
-            activations = activations.float()
-            reduced = codec.reduce(activations, cls_attention, setup.generator("evaluate", "tokens", start))
-            received = codec.forward(reduced.tokens, setup.generator("evaluate", "quantizer", start))
+        activations = activations.float()
+        reduced = codec.reduce(activations, cls_attention, setup.generator("evaluate", "tokens", start))
+        received = codec.forward(reduced.tokens, setup.generator("evaluate", "quantizer", start))
+        with autocast(setup.where, setup.training):
             logits_off = server_part(activations)
             # A lossless codec needs no second pass.
             logits_on = logits_off if torch.equal(received, activations) else server_part(received)
         if not bool(torch.isfinite(logits_on).all() and torch.isfinite(logits_off).all()):
-            raise NumericsError("NaN or infinity in the judged model's test logits; a lower learning rate usually helps")
+            raise NumericsError(
+                "NaN or infinity in the judged model's test logits; a lower learning rate usually helps"
+            )
         correct_off += int((logits_off.argmax(-1) == labels).sum())
         correct_on += int((logits_on.argmax(-1) == labels).sum())
     return correct_on / len(setup.test), correct_off / len(setup.test)

@@ -55,9 +55,7 @@ class InProcessExchange:
     def train_step(self, device: int, activations: bytes, labels: bytes) -> bytes:
         """See `Exchange`."""
         up, down = self.traffic.uplink, self.traffic.downlink
-        reply = self.server.train_step(
-            device, self.traffic.count(up, activations), self.traffic.count(up, labels)
-        )
+        reply = self.server.train_step(device, self.traffic.count(up, activations), self.traffic.count(up, labels))
         return self.traffic.count(down, reply)
 
     def fetch_adapter(self, device: int) -> bytes:

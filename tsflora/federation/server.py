@@ -46,7 +46,8 @@ class AdapterServer:
         self._collected.clear()
 
     def train_step(self, device: int, activations: bytes, labels: bytes) -> bytes:
-        """Not for this server: it has no blocks."""
+        """Refused: this server trains no blocks."""
+        del activations, labels
         raise FrameError(f"device {device} sent activations to a server that trains no blocks")
 
 

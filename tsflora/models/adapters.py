@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from pydantic import Field
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tsflora.config import Config, did_you_mean
@@ -27,12 +28,12 @@ class LoraConfig(Config):
     """Low-rank adapters on the linear layers of every block (Hu et al., arXiv 2106.09685)."""
 
     rank: int = Field(default=32, ge=1)
-    alpha: float | None = Field(default=None, gt=0)
+    alpha: int | None = Field(default=None, ge=1)
     """The update is scaled by alpha / rank; None means alpha = rank."""
     targets: tuple[str, ...] = Field(default=("qkv", "fc1", "fc2"), min_length=1)
 
 
-def add_lora(model: nn.Module, config: LoraConfig, seed: int) -> None:
+def add_lora(model: VisionTransformer, config: LoraConfig, seed: int) -> None:
     """Put LoRA on the target layers of `model.blocks` in place; only LoRA and `model.head` stay trainable.
 
     `A` is drawn Kaiming-uniform from `seed`, by layer name, so it does not depend on the cut; `B` starts at zero.

@@ -58,9 +58,7 @@ class Backbone:
         return int(self.model.patch_embed.num_patches)
 
 
-def load_backbone(
-    config: BackboneConfig, n_classes: int, seed: int, weights_dir: Path | None = None
-) -> Backbone:
+def load_backbone(config: BackboneConfig, n_classes: int, seed: int, weights_dir: Path | None = None) -> Backbone:
     """Build the model, load its weights and give it a fresh head drawn from `seed`.
 
     Raises:
