@@ -11,7 +11,6 @@ import yaml
 from command import one_line_errors
 
 from tsflora.errors import ConfigError, StorageError
-from tsflora.study import StudyConfig
 
 
 def main(
@@ -24,11 +23,9 @@ def main(
 ) -> None:
     """Execute NOTEBOOK with its parameters cell overridden and write the executed copy to OUTPUT.
 
-    The params file is validated first. A notebook that fails is written with the failing cell, and its error is
-    printed as one line.
+    A notebook that fails is written with the failing cell, and its error is printed as one line.
     """
     with one_line_errors():
-        StudyConfig.read(params)
         values: dict[str, Any] = {"params": str(params)}
         for pair in parameter or []:
             name, separator, value = pair.partition("=")

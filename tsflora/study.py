@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import Manager
 from pathlib import Path
-from queue import Queue
+from typing import Any
 
 import joblib
 import yaml
@@ -26,6 +26,9 @@ from tsflora.settings import Settings
 
 _log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 0.5
+
+Reports = Any
+"""A manager's proxy of a queue of (text, rounds finished), ended by None; the proxy's class is made at run time."""
 
 
 class StudyConfig(Config):
@@ -125,12 +128,12 @@ def run_cells(
             outcomes = [_run_cell(cell, settings, records_dir, _named(cell, show)) for cell in cells]
     else:
         with Manager() as manager, tqdm(total=rounds, unit="round") as bar:
-            queue = manager.Queue()
-            reader = threading.Thread(target=_show_reports, args=(queue, bar), daemon=True)
+            reports = manager.Queue()
+            reader = threading.Thread(target=_show_reports, args=(reports, bar), daemon=True)
             reader.start()
-            jobs = (joblib.delayed(_run_cell_in_worker)(cell, settings, records_dir, queue) for cell in cells)
+            jobs = (joblib.delayed(_run_cell_in_worker)(cell, settings, records_dir, reports) for cell in cells)
             outcomes = joblib.Parallel(n_jobs=workers)(jobs)
-            queue.put(None)
+            reports.put(None)
             reader.join()
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if failed:
@@ -195,9 +198,9 @@ def _still_valid(path: Path, digest: str) -> RunRecord | None:
 
 
 def _run_cell_in_worker(
-    cell: ExperimentConfig, settings: Settings, records_dir: Path | None, queue: "Queue[tuple[str, int] | None]"
+    cell: ExperimentConfig, settings: Settings, records_dir: Path | None, reports: Reports
 ) -> RunRecord:
-    return _run_cell(cell, settings, records_dir, _named(cell, lambda text, finished: queue.put((text, finished))))
+    return _run_cell(cell, settings, records_dir, _named(cell, lambda text, finished: reports.put((text, finished))))
 
 
 def _named(cell: ExperimentConfig, report: Progress) -> Progress:
@@ -213,7 +216,7 @@ def _named(cell: ExperimentConfig, report: Progress) -> Progress:
     return named
 
 
-def _show_reports(queue: "Queue[tuple[str, int] | None]", bar: tqdm) -> None:
-    while (message := queue.get()) is not None:
+def _show_reports(reports: Reports, bar: tqdm) -> None:
+    while (message := reports.get()) is not None:
         bar.set_postfix_str(message[0], refresh=not message[1])
         bar.update(message[1])

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import inject_adapter_in_model
 from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -45,6 +43,10 @@ def add_lora(model: VisionTransformer, config: LoraConfig, seed: int) -> None:
     for target in config.targets:
         if target not in linear:
             raise ConfigError(f"lora.targets: no block has a layer {target!r}; {did_you_mean(target, linear)}")
+    # peft imports half of transformers, five seconds that validating a configuration or drawing a figure need not wait.
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import inject_adapter_in_model
+
     pattern = rf"blocks\.\d+\.(.*\.)?({'|'.join(re.escape(target) for target in config.targets)})"
     alpha = config.rank if config.alpha is None else config.alpha
     # peft draws its initial weights from torch's global stream; they are drawn again below, from a named one.

@@ -1,0 +1,219 @@
+"""params.yaml to records: errors in one line, cells side by side, failures kept and never taken for results."""
+
+import json
+
+import pytest
+import yaml
+from conftest import small_config
+
+from tsflora import study as study_module
+from tsflora.data import data_sources
+from tsflora.errors import ConfigError, DataError, StorageError, TsfloraError
+from tsflora.models import BackboneConfig
+from tsflora.prepared import prepare_backbone, prepare_images, prepared_backbone, prepared_images
+from tsflora.records import RunRecord
+from tsflora.settings import Settings
+from tsflora.study import StudyConfig, record_path, run_cells
+
+
+def study_values(**changes):
+    config = small_config().dump()
+    values = {
+        "name": "test",
+        "datasets": {"digits": config["dataset"]},
+        "partitions": {"iid": config["partition"], "skewed": {"name": "dirichlet", "alpha": 0.3}},
+        "seeds": [0, 1],
+        "backbone": config["backbone"],
+        "lora": config["lora"],
+        "training": {**config["training"], "rounds": 1},
+        "methods": {
+            "fed_lora": {"label": "FedLoRA", "algorithm": "fed_lora"},
+            "sflora_8bit": {"algorithm": "sflora", "quantizer": {"name": "uniform", "bits": 8}},
+        },
+    }
+    return {**values, **changes}
+
+
+def method(**options):
+    return {"methods": {"mine": {"algorithm": "sflora", **options}}}
+
+
+def training(**options):
+    return {"training": {**study_values()["training"], **options}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"sedes": [1]}, r"sedes: unknown key; did you mean 'seeds'\?"),
+        (training(ronds=3), r"training\.ronds: unknown key; did you mean 'rounds'\?"),
+        (training(rounds=0), r"training\.rounds: .*greater than or equal to 1; given: 0"),
+        (training(participants=9), "participants: 9 is more than n_devices: 4; allowed: 1 to 4"),
+        (training(optimizer={"name": "adam"}), r"optimizer\.name: .*'sgd' or 'adamw'; given: 'adam'"),
+        ({"datasets": {"digits": "digitz"}}, r"unknown data source 'digitz'; did you mean 'digits'\?"),
+        ({"partitions": {"a": {"name": "dirichlet", "alpha": -1}}}, r"alpha: .*greater than 0; given: -1"),
+        ({"lora": {"rank": "four"}}, r"lora\.rank: .*valid integer.*; given: 'four'"),
+        ({"methods": {"mine": {"algorithm": "sflorra"}}}, r"unknown algorithm 'sflorra'; did you mean 'sflora'\?"),
+        (method(quantizer={"name": "uniform", "bits": 17}), r"bits: .*less than or equal to 16; given: 17"),
+        (method(quantizer={"name": "uniform", "bits": 0}), r"bits: .*greater than or equal to 1; given: 0"),
+        (method(quantizer={"name": "uniform", "bits": 4, "bitz": 4}), r"bitz: unknown key; did you mean 'bits'\?"),
+        (
+            method(tokens={"name": "topkmerge", "n_tokens": 30}),
+            r"unknown token reducer 'topkmerge'; did you mean 'top_k_merge'\?",
+        ),
+        (
+            {"methods": {"mine": {"algorithm": "fed_lora", "tokens": "all"}}},
+            "algorithm 'fed_lora' sends no activations; remove tokens",
+        ),
+        ({"methods": {}}, r"methods: .*at least 1"),
+        ({"backbone": {"name": "vit_tiny_patch16_224"}}, "needs one origin of its weights"),
+    ],
+    ids=str,
+)
+def test_a_wrong_params_file_is_one_line_that_says_what_is_allowed(tmp_path, changes, line):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(study_values(**changes)))
+    with pytest.raises(ConfigError, match=line) as caught:
+        StudyConfig.read(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_required_key_is_named(tmp_path):
+    values = study_values()
+    del values["seeds"]
+    with pytest.raises(ConfigError, match="seeds: is required"):
+        StudyConfig.parse(values, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"), [("a: [", "is not YAML"), ("- 1", "mapping .* given: list"), (None, "No such")]
+)
+def test_what_is_not_a_params_file_is_one_line(tmp_path, content, line):
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=line) as caught:
+        StudyConfig.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_cells_are_the_product_of_the_axes_or_a_part_of_it():
+    study = StudyConfig.parse(study_values())
+    assert len(study.cells()) == 8
+    (cell,) = study.cells("digits", ["fed_lora"], ["skewed"], [7], {"weights": "bundled"})
+    assert (cell.method_key, cell.label, cell.partition_name, cell.seed) == ("fed_lora", "FedLoRA", "skewed", 7)
+    assert cell.backbone.weights == "bundled"
+    for wrong in ({"dataset": "digit"}, {"methods": ["fedlora"]}, {"partitions": ["idd"]}):
+        with pytest.raises(ConfigError, match="did you mean"):
+            study.cells(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"cut": 6}, "cut: 6 is outside the model; it has 6 blocks, allowed: 1 to 5"),
+        (method(tokens={"name": "top_k_merge", "n_tokens": 51}), r"n_tokens is 2 to 50 .*given: 51"),
+        (training(n_devices=500), r"500.*160"),
+        ({"lora": {"targets": ["fc9"]}}, "no block has a layer 'fc9'"),
+        ({"backbone": {"weights": "nowhere.safetensors"}}, "nowhere.safetensors"),
+        ({"datasets": {"cifar10": {"name": "cifar10", "download": False}}}, "cifar10_train.parquet"),
+    ],
+    ids=str,
+)
+def test_what_model_or_data_cannot_have_is_one_line_and_leaves_a_failed_record(tmp_path, settings, changes, line):
+    study = StudyConfig.parse(study_values(**changes))
+    cell = study.cells()[0]
+    with pytest.raises(TsfloraError, match=line) as caught:
+        run_cells([cell], settings, tmp_path / "records")
+    assert "\n" not in str(caught.value)
+    (path,) = (tmp_path / "records").rglob("*.json")
+    assert path.name.endswith(".failed.json")
+    assert RunRecord.read(path).status == "failed"
+
+
+def test_side_by_side_gives_the_records_of_one_after_another(tmp_path, settings):
+    cells = StudyConfig.parse(study_values()).cells(seeds=[0])
+    serial = run_cells(cells, settings)
+    parallel = run_cells(cells, settings.model_copy(update={"workers": 2}), tmp_path)
+    assert [r.comparable() for r in parallel] == [r.comparable() for r in serial]
+    assert sorted(p.name for p in tmp_path.rglob("*.json")) == ["iid-seed0.json"] * 2 + ["skewed-seed0.json"] * 2
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_run_again(tmp_path, settings):
+    values = study_values(partitions={"iid": study_values()["partitions"]["iid"]}, seeds=[0])
+    values["methods"]["broken"] = {"algorithm": "sflora", "tokens": {"name": "top_k_merge", "n_tokens": 51}}
+    study = StudyConfig.parse(values)
+    with pytest.raises(TsfloraError, match="1 of 3 runs failed; broken on digits, iid, seed 0: "):
+        run_cells(study.cells(), settings, tmp_path)
+    paths = {path.name for path in tmp_path.rglob("*.json")}
+    assert paths == {"iid-seed0.json", "iid-seed0.failed.json"}
+    values["methods"]["broken"]["tokens"]["n_tokens"] = 50
+    run_cells(StudyConfig.parse(values).cells(), settings, tmp_path)
+    assert not list(tmp_path.rglob("*.failed.json"))
+
+
+def test_a_record_is_reused_only_for_the_same_config_and_code(tmp_path, settings, monkeypatch):
+    (cell,) = StudyConfig.parse(study_values(seeds=[0])).cells(methods=["fed_lora"], partitions=["iid"])
+    (first,) = run_cells([cell], settings, tmp_path)
+    path = record_path(tmp_path, cell)
+    runs = []
+    original = study_module.run
+    monkeypatch.setattr(study_module, "run", lambda *arguments: (runs.append(1), original(*arguments))[1])
+    (again,) = run_cells([cell], settings, tmp_path)
+    assert not runs
+    assert again == first
+    run_cells([cell.model_copy(update={"cut": 3})], settings, tmp_path)
+    assert len(runs) == 1
+    run_cells([cell], settings, tmp_path)
+    assert len(runs) == 2
+    content = json.loads(path.read_text())
+    content["provenance"]["code_sha256"] = "0" * 64
+    path.write_text(json.dumps(content))
+    run_cells([cell], settings, tmp_path)
+    assert len(runs) == 3
+    path.write_text(path.read_text()[:-40])
+    run_cells([cell], settings, tmp_path)
+    assert len(runs) == 4
+
+
+def test_an_unwritable_records_folder_stops_with_one_line(tmp_path, settings):
+    (tmp_path / "records").write_text("in the way")
+    cells = StudyConfig.parse(study_values(seeds=[0])).cells(methods=["fed_lora"], partitions=["iid"])
+    with pytest.raises(StorageError, match="cannot write") as caught:
+        run_cells(cells, settings, tmp_path / "records")
+    assert "\n" not in str(caught.value)
+
+
+def test_prepared_copies_are_equal_and_a_stale_one_is_refused(tmp_path, settings):
+    source = data_sources.build({"name": "digits", "test_size": 30})
+    prepared = settings.model_copy(update={"prepared_dir": tmp_path})
+    with pytest.raises(DataError, match="not prepared"):
+        prepared_images(source, "digits", prepared)
+    prepare_images(source, settings, tmp_path / "digits")
+    for copy, original in zip(prepared_images(source, "digits", prepared), source.load(None), strict=True):
+        assert (copy.images == original.images).all()
+        assert (copy.labels == original.labels).all()
+    with pytest.raises(DataError, match="prepared with other options"):
+        prepared_images(data_sources.build({"name": "digits", "test_size": 31}), "digits", prepared)
+
+    config = BackboneConfig(weights="bundled")
+    described = prepare_backbone(config, settings, tmp_path / "backbone")
+    from tsflora.models import load_backbone
+
+    loaded = load_backbone(prepared_backbone(config, prepared), 10, seed=0)
+    assert loaded.weights_sha256 == described["weights_sha256"]
+    with pytest.raises(DataError, match="prepared with other options"):
+        prepared_backbone(BackboneConfig(weights="random"), prepared)
+
+
+def test_settings_come_from_the_environment_and_are_checked(monkeypatch, tmp_path):
+    monkeypatch.setenv("TSFLORA_DATA_DIR", str(tmp_path))
+    assert Settings.from_environment().data_dir == tmp_path
+    assert Settings.from_environment(data_dir=tmp_path / "x").data_dir == tmp_path / "x"
+    monkeypatch.setenv("TSFLORA_WORKERS", "0")
+    with pytest.raises(ConfigError, match=r"workers: .*greater than or equal to 1"):
+        Settings.from_environment()
+    monkeypatch.delenv("TSFLORA_WORKERS")
+    with pytest.raises(ConfigError, match="not available here; allowed: auto, cpu"):
+        Settings.from_environment(device="mps").torch_device()
