@@ -1,0 +1,148 @@
+"""The stage scripts and what dvc.yaml says about them, as a user meets them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from test_study import study_values
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+STUDIES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("pipelines/*/dvc.yaml"))]
+
+
+def script(name, *arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "pipelines" / name), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TSFLORA_WORKERS": "1"},
+        check=False,
+    )
+
+
+def assert_one_line_error(outcome, *parts):
+    assert outcome.returncode == 1, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    for part in parts:
+        assert part in line
+
+
+@pytest.fixture
+def params(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(study_values(seeds=[0])))
+    return path
+
+
+def test_prepare_leaves_a_checked_copy(tmp_path, params):
+    output = tmp_path / "out" / "digits"
+    outcome = script("prepare.py", "data", "--dataset", "digits", "--output", output, "--params", params)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "160 training and 40 test images, 10 classes" in outcome.stdout
+    assert {path.name for path in output.iterdir()} == {"train.safetensors", "test.safetensors", "source.json"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
+        ({"datasets": {"digits": {"name": "image_folder", "path": "nowhere"}}}, ["nowhere"]),
+        ({"datasets": {"cifar": "cifar10"}}, ["unknown dataset 'digits'", "allowed: cifar"]),
+    ],
+)
+def test_prepare_answers_mistakes_with_one_line(tmp_path, changes, parts):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(study_values(**changes)))
+    outcome = script("prepare.py", "data", "--dataset", "digits", "--output", tmp_path / "out", "--params", path)
+    assert_one_line_error(outcome, *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_notebook_runs_as_a_stage(tmp_path, params):
+    outcome = script(
+        "notebook.py", ROOT / "notebooks" / "fed_lora.ipynb", tmp_path / "executed.ipynb", "--params", params,
+        "-p", "methods=[fed_lora]", "-p", "partitions=[iid]", "-p", "seeds=null",
+        "-p", f"records_dir={tmp_path / 'records'}",
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
+    (record,) = (tmp_path / "records").rglob("*.json")
+    assert json.loads(record.read_text())["status"] == "complete"
+    executed = nbformat.read(tmp_path / "executed.ipynb", 4)
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_a_mistake_in_a_notebook_stage_is_one_line_and_a_failed_exit(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(study_values(cut=9)))
+    notebook = ROOT / "notebooks" / "local_lora.ipynb"
+    arguments = ["--params", path, "-p", "methods=[sflora_8bit]", "-p", "partitions=[iid]"]
+    outcome = script("notebook.py", notebook, tmp_path / "out.ipynb", *arguments)
+    assert_one_line_error(outcome, "cut: 9 is outside the model; it has 6 blocks, allowed: 1 to 5")
+
+
+def test_notebook_script_names_unknown_parameters_and_files(tmp_path, params):
+    notebook = ROOT / "notebooks" / "sflora.ipynb"
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "--params", params, "-p", "method=x")
+    assert_one_line_error(outcome, "has no parameter 'method'", "methods")
+    outcome = script("notebook.py", tmp_path / "no.ipynb", tmp_path / "o.ipynb", "--params", params)
+    assert_one_line_error(outcome, "no.ipynb does not exist")
+
+
+def test_collect_without_records_is_one_line(tmp_path):
+    assert_one_line_error(script("collect.py", tmp_path, tmp_path / "records.jsonl"), "no run records")
+
+
+@pytest.mark.parametrize("name", ["prepare.py", "notebook.py", "collect.py", "benchmark.py", "pretrain_micro.py"])
+def test_every_script_has_help(name):
+    outcome = script(name, "--help")
+    assert outcome.returncode == 0
+    assert "Usage" in outcome.stdout
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs_and_take_parameters(path):
+    notebook = nbformat.read(path, 4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    assert notebook.cells[0].source.startswith("# ")
+
+
+LOADED = (
+    "import sys, tsflora.study; print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n[:7] == 'tsflora'))"
+)
+
+
+@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
+def test_a_run_depends_on_every_module_that_it_loads(dvc_yaml):
+    loaded = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
+    dependencies = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]["do"]["deps"]
+    known = [(dvc_yaml.parent / dependency).resolve() for dependency in dependencies if "$" not in dependency]
+    for module in map(Path, loaded.stdout.splitlines()):
+        assert any(module.is_relative_to(path) for path in known), module
+
+
+@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
+def test_every_run_stage_names_a_method_and_a_notebook_that_exist(dvc_yaml):
+    methods = yaml.safe_load((dvc_yaml.parent / "params.yaml").read_text())["methods"]
+    cells = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]["foreach"]
+    for key, cell in cells.items():
+        method, notebook = (key, cell) if isinstance(cell, str) else (cell["method"], cell["notebook"])
+        assert method in methods
+        assert (ROOT / "notebooks" / f"{notebook}.ipynb").exists()
+
+
+@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
+def test_every_study_is_valid(dvc_yaml):
+    from tsflora.study import StudyConfig
+
+    assert StudyConfig.read(dvc_yaml.parent / "params.yaml").cells()
