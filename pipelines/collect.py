@@ -8,20 +8,38 @@ import typer
 from command import one_line_errors
 
 from tsflora.errors import DataError
+from tsflora.records import RunRecord, config_digest
 from tsflora.report import load_records, write_jsonl
+from tsflora.study import StudyConfig
 
 
 def main(
     records: Annotated[Path, typer.Argument(help="Folder of run records.")],
     output: Annotated[Path, typer.Argument(help="The .jsonl file to write.")],
+    params: Annotated[Path, typer.Option(help="The study's params.yaml: says which runs belong to it.")] = Path(
+        "params.yaml"
+    ),
 ) -> None:
-    """Write every complete record below RECORDS to OUTPUT, one a line, in a fixed order."""
+    """Write the study's complete records below RECORDS to OUTPUT, one a line, in a fixed order.
+
+    A record of another configuration than the study has now is left out and named: it would be averaged with others
+    that it does not belong to.
+    """
     with one_line_errors():
-        found = load_records(records)
-        if not found.complete:
-            raise DataError(f"{records} holds no complete run record; run the study's run stages first")
-        write_jsonl(found.complete, output)
-        print(f"{len(found.complete)} records -> {output}")
+        planned = {config_digest(cell.dump()) for cell in StudyConfig.read(params).cells()}
+        found = load_records(records).complete
+        kept = [record for record in found if record.config_sha256 in planned]
+        for record in found:
+            if record.config_sha256 not in planned:
+                logging.warning("left out, not a run of this study as it is now: %s", _name(record))
+        if not kept:
+            raise DataError(f"{records} holds no record of a run in {params}; run the study's run stages first")
+        write_jsonl(kept, output)
+        print(f"{len(kept)} of {len(planned)} planned records -> {output}")
+
+
+def _name(record: RunRecord) -> str:
+    return f"{record.dataset}, {record.method}, {record.partition}, seed {record.seed}"
 
 
 if __name__ == "__main__":

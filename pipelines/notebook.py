@@ -44,7 +44,14 @@ def main(
             raise StorageError(f"cannot write {output}: {error.strerror}; choose another folder") from None
     try:
         papermill.execute_notebook(
-            str(notebook), str(output), values, progress_bar=sys.stderr.isatty(), log_output=False
+            str(notebook),
+            str(output),
+            values,
+            progress_bar=False,
+            # The notebook's own bar, with loss, accuracy and MiB, shows in the terminal that waits for the stage.
+            stderr_file=sys.stderr if sys.stderr.isatty() else None,
+            # The kernel would warn at every start that its loopback connection is not encrypted.
+            extra_arguments=["--log-level=ERROR"],
         )
     except papermill.PapermillExecutionError as error:
         # The traceback is in the executed notebook; a stage's log gets the line that says what to do.

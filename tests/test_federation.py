@@ -24,7 +24,7 @@ EVERY_ALGORITHM = {
     "local_lora": {"algorithm": "local_lora"},
     "fed_lora": {"algorithm": "fed_lora"},
     "split_lora": {"algorithm": "split_lora"},
-    "split_lora_fedavg": {"algorithm": {"name": "split_lora", "mode": "fedavg100", "average_every": 4}},
+    "split_lora_periodic": {"algorithm": {"name": "split_lora", "mode": "periodic", "average_every": 4}},
     "sflora": {"algorithm": "sflora"},
     "sflora_sequential": {"algorithm": {"name": "sflora", "order": "sequential"}},
     "sflora_v1": {"algorithm": {"name": "sflora", "server": "averaged"}},

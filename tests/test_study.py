@@ -1,15 +1,14 @@
 """params.yaml to records: errors in one line, cells side by side, failures kept and never taken for results."""
 
-import json
-
 import pytest
 import yaml
 from conftest import small_config
+from safetensors.torch import save_file
 
-from tsflora import study as study_module
+from tsflora import experiment, records
 from tsflora.data import data_sources
 from tsflora.errors import ConfigError, DataError, StorageError, TsfloraError
-from tsflora.models import BackboneConfig
+from tsflora.models import BackboneConfig, load_backbone
 from tsflora.prepared import prepare_backbone, prepare_images, prepared_backbone, prepared_images
 from tsflora.records import RunRecord
 from tsflora.settings import Settings
@@ -65,6 +64,10 @@ def training(**options):
             {"methods": {"mine": {"algorithm": "fed_lora", "tokens": "all"}}},
             "algorithm 'fed_lora' sends no activations; remove tokens",
         ),
+        ({"seeds": [-1]}, r"seeds\.0: .*greater than or equal to 0; given: -1"),
+        ({"seeds": [1, 1]}, r"seeds: every seed once"),
+        ({"datasets": {"digits": None}}, r"datasets\.digits: a data source is a name, or a mapping"),
+        ({"augment": {"flipp": True}}, r"flipp: unknown key; did you mean 'flip'\?"),
         ({"methods": {}}, r"methods: .*at least 1"),
         ({"backbone": {"name": "vit_tiny_patch16_224"}}, "needs one origin of its weights"),
     ],
@@ -157,24 +160,41 @@ def test_a_record_is_reused_only_for_the_same_config_and_code(tmp_path, settings
     (cell,) = StudyConfig.parse(study_values(seeds=[0])).cells(methods=["fed_lora"], partitions=["iid"])
     (first,) = run_cells([cell], settings, tmp_path)
     path = record_path(tmp_path, cell)
-    runs = []
-    original = study_module.run
-    monkeypatch.setattr(study_module, "run", lambda *arguments: (runs.append(1), original(*arguments))[1])
+    trained = []
+    original = experiment._one_round
+    monkeypatch.setattr(experiment, "_one_round", lambda *arguments: (trained.append(1), original(*arguments))[1])
     (again,) = run_cells([cell], settings, tmp_path)
-    assert not runs
+    assert not trained
     assert again == first
-    run_cells([cell.model_copy(update={"cut": 3})], settings, tmp_path)
-    assert len(runs) == 1
+    changes = [
+        lambda: run_cells([cell.model_copy(update={"cut": 3})], settings, tmp_path),
+        lambda: run_cells([cell], settings, tmp_path),
+        lambda: run_cells([cell], settings.model_copy(update={"threads": 2}), tmp_path),
+    ]
+    for count, change in enumerate(changes, start=1):
+        change()
+        assert len(trained) == count
+    monkeypatch.setattr(records, "CODE_SHA256", "0" * 64)
     run_cells([cell], settings, tmp_path)
-    assert len(runs) == 2
-    content = json.loads(path.read_text())
-    content["provenance"]["code_sha256"] = "0" * 64
-    path.write_text(json.dumps(content))
-    run_cells([cell], settings, tmp_path)
-    assert len(runs) == 3
+    assert len(trained) == 4
     path.write_text(path.read_text()[:-40])
     run_cells([cell], settings, tmp_path)
-    assert len(runs) == 4
+    assert len(trained) == 5
+
+
+def test_a_record_is_not_reused_for_other_weights_or_images_under_the_same_name(tmp_path, settings):
+    study = StudyConfig.parse(study_values(seeds=[0], backbone={"weights": str(tmp_path / "w.safetensors")}))
+    (cell,) = study.cells(methods=["fed_lora"], partitions=["iid"])
+    losses = []
+    for origin in ("random", "bundled"):
+        model = load_backbone(BackboneConfig(weights=origin), 10, seed=0).model
+        save_file(
+            {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith("head.")},
+            tmp_path / "w.safetensors",
+        )
+        (record,) = run_cells([cell], settings, tmp_path / "records")
+        losses.append(record.final.train_loss)
+    assert losses[0] != losses[1]
 
 
 def test_an_unwritable_records_folder_stops_with_one_line(tmp_path, settings):
@@ -199,8 +219,6 @@ def test_prepared_copies_are_equal_and_a_stale_one_is_refused(tmp_path, settings
 
     config = BackboneConfig(weights="bundled")
     described = prepare_backbone(config, settings, tmp_path / "backbone")
-    from tsflora.models import load_backbone
-
     loaded = load_backbone(prepared_backbone(config, prepared), 10, seed=0)
     assert loaded.weights_sha256 == described["weights_sha256"]
     with pytest.raises(DataError, match="prepared with other options"):

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -32,6 +32,8 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] | None = 
         for part in first["loc"][:-1]:
             field = getattr(owner, "model_fields", {}).get(part)
             owner = getattr(field, "annotation", None)
+            # `X | None` has the keys of X
+            owner = next((option for option in get_args(owner) if hasattr(option, "model_fields")), owner)
         known = getattr(owner, "model_fields", None)
         if known is not None:
             return f"{place}: unknown key; {did_you_mean(first['loc'][-1], known)}"
@@ -117,6 +119,8 @@ class Registry(Generic[ComponentT]):
         """
         if isinstance(values, Component):
             return values
+        if not isinstance(values, str | Mapping):
+            raise ValueError(f"a {self.sort} is a name, or a mapping with a name and options; given: {values!r}")
         options = {"name": values} if isinstance(values, str) else dict(values)
         name = options.pop("name", None)
         classes = self.classes()

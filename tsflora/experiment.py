@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import hashlib
 import json
+import logging
 import resource
 import sys
 import time
@@ -16,12 +18,14 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from tsflora.compression import Kind, Quantizer, TensorCodec, TokenCodec, TokenReducer, quantizers, token_reducers
 from tsflora.config import Config
 from tsflora.data import AugmentConfig, DataSource, Partition, data_sources, partitions
-from tsflora.errors import NumericsError
+from tsflora.errors import DataError, NumericsError
 from tsflora.federation import Algorithm, CheckpointStore, Run, Setup, TrainingConfig, algorithms, participants_of
 from tsflora.models import Backbone, BackboneConfig, LoraConfig, add_lora, load_backbone, read_adapter, split
 from tsflora.prepared import prepared_backbone, prepared_images
-from tsflora.records import Geometry, Round, RunRecord, config_digest, provenance
+from tsflora.records import Geometry, Provenance, Round, RunRecord, config_digest, provenance
 from tsflora.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 AnyAlgorithm = Annotated[SerializeAsAny[Algorithm], BeforeValidator(algorithms.build)]
 AnyDataSource = Annotated[SerializeAsAny[DataSource], BeforeValidator(data_sources.build)]
@@ -137,24 +141,29 @@ def run(
 ) -> RunRecord:
     """Train one method on one data set, partition and seed; write the record where `record_path` says.
 
-    With `settings.checkpoint_dir` a killed run goes on after its last finished round, to the identical record; the
+    A record that is there already is returned when all that its numbers depend on is unchanged. With
+    `settings.checkpoint_dir` a killed run goes on after its last finished round, to the identical record; the
     checkpoints go once the record is on disk.
 
     Raises:
         TsfloraError: see `build_setup`; NumericsError when something becomes NaN.
     """
     settings = settings or Settings.from_environment()
-    started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
+    started = datetime.datetime.now(datetime.UTC)
     setup, backbone = build_setup(config, settings)
-    origin = provenance(setup.where)
+    origin = provenance(setup.where, settings.threads)
+    identity = _identity(config, setup, backbone, origin)
+    if record_path is not None and (record := _recorded(record_path, identity)):
+        if progress is not None:
+            progress("recorded already", config.training.rounds)
+        return record
     algorithm_run = config.method.algorithm.start(setup)
-    digest = config_digest(config.dump())
     if setup.where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(setup.where)
     store = None
     history: list[Round] = []
     if settings.checkpoint_dir is not None:
-        store = CheckpointStore(settings.checkpoint_dir / f"{digest[:16]}-{origin.code_sha256[:16]}")
+        store = CheckpointStore(settings.checkpoint_dir / identity[:32])
         if checkpoint := store.latest():
             algorithm_run.restore({name: tensor.to(setup.where) for name, tensor in checkpoint.state.items()})
             history = [Round.model_validate(entry) for entry in checkpoint.history]
@@ -175,12 +184,13 @@ def run(
         partition=config.partition_name,
         seed=config.seed,
         config=config.dump(),
-        config_sha256=digest,
+        config_sha256=config_digest(config.dump()),
+        identity=identity,
         geometry=_geometry(config, setup, backbone),
         shard_sizes=tuple(len(shard) for shard in setup.shards),
         history=tuple(history),
         started_at=started.isoformat(timespec="seconds"),
-        seconds=time.perf_counter() - clock,
+        seconds=sum(sum(entry.seconds.values()) for entry in history),
         peak_memory_mib=_peak_memory_mib(setup.where),
         provenance=origin,
     )
@@ -189,6 +199,27 @@ def run(
     if store is not None and record_path is not None:
         store.clear()
     return record
+
+
+def _identity(config: ExperimentConfig, setup: Setup, backbone: Backbone, origin: Provenance) -> str:
+    digest = hashlib.sha256(backbone.weights_sha256.encode())
+    for images in (setup.train, setup.test):
+        digest.update(images.images.tobytes() + images.labels.tobytes())
+    surroundings = [origin.code_sha256, origin.versions, origin.host["device"], origin.host["torch_threads"]]
+    digest.update(json.dumps([config.dump(), surroundings], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _recorded(path: Path, identity: str) -> RunRecord | None:
+    """The complete record at `path`, if it is of this identity."""
+    if not path.exists():
+        return None
+    try:
+        record = RunRecord.read(path)
+    except DataError as error:
+        _log.warning("%s; running it again", error)
+        return None
+    return record if record.status == "complete" and record.identity == identity else None
 
 
 @contextlib.contextmanager

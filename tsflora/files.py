@@ -7,6 +7,17 @@ from pathlib import Path
 from tsflora.errors import StorageError
 
 
+def check_writable(folder: Path) -> None:
+    """Create `folder` and try it, so that a long run does not end in a folder that cannot take its result.
+
+    Raises:
+        StorageError: it cannot be created or written.
+    """
+    probe = folder / ".writable"
+    write_atomically(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file in the same folder, flushed to disk, then renamed.
 

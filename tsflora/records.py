@@ -19,7 +19,7 @@ from tsflora.files import write_atomically
 KINDS = ("activations", "labels", "gradients", "adapters", "headers")
 """What a byte on the wire is: packed payload of one of four sorts, or a frame's header, ranges and checksum."""
 
-_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at"}
+_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "identity"}
 
 
 class Geometry(Config):
@@ -80,13 +80,18 @@ class RunRecord(Config):
     seed: int
     config: dict[str, Any]
     config_sha256: str
+    identity: str | None = None
+    """SHA-256 of all that the numbers depend on: configuration, code, weights, images, device, threads, versions."""
     geometry: Geometry | None = None
     shard_sizes: tuple[int, ...] = ()
     """Training images per device, devices in order."""
     history: tuple[Round, ...] = ()
     started_at: str
+    """When this record's process began the run or resumed it."""
     seconds: float
+    """Training and evaluation, over all rounds."""
     peak_memory_mib: float
+    """Peak of the accelerator's allocator in this run; on the CPU, of the process's resident set so far."""
     provenance: Provenance
 
     @property
@@ -127,11 +132,7 @@ def config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def code_digest() -> str:
-    """SHA-256 over the library's training code: a record is only reused while this is unchanged.
-
-    `report/` reads records and cannot change them, so it is left out.
-    """
+def _code_digest() -> str:
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -140,21 +141,35 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def provenance(device: torch.device) -> Provenance:
-    """Versions, commit and host of this process."""
+CODE_SHA256 = _code_digest()
+"""SHA-256 over the library's training code as it was when this process imported it.
+
+`report/` reads records and cannot change them, so it is left out.
+"""
+
+
+def _git_commit() -> str | None:
+    """The checkout's commit, with `-dirty` where files differ from it; None outside a checkout or without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return git.stdout.strip() or None
+
+
+def provenance(device: torch.device, threads: int) -> Provenance:
+    """Versions, commit and host of this process, which computes on `threads` torch threads."""
     packages = ("tsflora", "torch", "timm", "peft", "numpy")
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return Provenance(
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-        git_commit=git.stdout.strip() or None,
-        code_sha256=code_digest(),
+        git_commit=_git_commit(),
+        code_sha256=CODE_SHA256,
         host={
             "system": platform.system(),
             "machine": platform.machine(),
             "cores": str(os.cpu_count()),
-            "torch_threads": str(torch.get_num_threads()),
+            "torch_threads": str(threads),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         },
     )

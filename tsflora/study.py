@@ -8,20 +8,21 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import Manager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import joblib
 import yaml
-from pydantic import Field
-from tqdm.auto import tqdm
+from pydantic import Field, field_validator
+from tqdm import tqdm
 
 from tsflora.config import Config, did_you_mean
 from tsflora.data import AugmentConfig
-from tsflora.errors import ConfigError, DataError, TsfloraError
+from tsflora.errors import ConfigError, StorageError, TsfloraError
 from tsflora.experiment import AnyDataSource, AnyPartition, ExperimentConfig, MethodConfig, Progress, run
 from tsflora.federation import TrainingConfig
+from tsflora.files import check_writable
 from tsflora.models import BackboneConfig, LoraConfig
-from tsflora.records import RunRecord, code_digest, config_digest, provenance
+from tsflora.records import RunRecord, config_digest, provenance
 from tsflora.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -37,13 +38,20 @@ class StudyConfig(Config):
     name: str
     datasets: dict[str, AnyDataSource] = Field(min_length=1)
     partitions: dict[str, AnyPartition] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     backbone: BackboneConfig
     lora: LoraConfig = LoraConfig()
     cut: int = Field(default=2, ge=1)
     training: TrainingConfig = TrainingConfig()
     augment: AugmentConfig | None = None
     methods: dict[str, MethodConfig] = Field(min_length=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"every seed once; given: {list(seeds)}")
+        return seeds
 
     @classmethod
     def read(cls, path: Path | str) -> "StudyConfig":
@@ -53,9 +61,11 @@ class StudyConfig(Config):
             ConfigError: the file is missing, not YAML, or holds a key or value that is not allowed.
         """
         try:
-            values = yaml.safe_load(Path(path).read_text())
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
@@ -75,6 +85,9 @@ class StudyConfig(Config):
         Raises:
             ConfigError: a name that the study does not have, or a wrong backbone.
         """
+        for seed in seeds or ():
+            if seed < 0:
+                raise ConfigError(f"seeds: 0 or more; given: {seed}")
         return [
             ExperimentConfig(
                 dataset=self.datasets[dataset_name],
@@ -109,13 +122,16 @@ def run_cells(
 ) -> list[RunRecord]:
     """Run cells side by side, with one progress bar over all their rounds. Records come back in the cells' order.
 
-    A record that `records_dir` already holds for the same configuration and code is read, not run again. A run that
-    fails leaves `*.failed.json` there, the others go on, and the first error is raised at the end.
+    A record that `records_dir` already holds and that is still valid is read, not run again (see `experiment.run`). A
+    run that fails leaves `*.failed.json` there, the others go on, and the first error is raised at the end.
 
     Raises:
+        StorageError: `records_dir` cannot be written; found out before anything runs.
         TsfloraError: at least one run failed; the line says how many and why the first one did.
     """
     records_dir = None if records_dir is None else Path(records_dir)
+    if records_dir is not None:
+        check_writable(records_dir)
     workers = settings.workers or (os.cpu_count() or 1 if settings.torch_device().type == "cpu" else 1)
     rounds = sum(cell.training.rounds for cell in cells)
     if workers == 1 or len(cells) == 1:
@@ -132,9 +148,11 @@ def run_cells(
             reader = threading.Thread(target=_show_reports, args=(reports, bar), daemon=True)
             reader.start()
             jobs = (joblib.delayed(_run_cell_in_worker)(cell, settings, records_dir, reports) for cell in cells)
-            outcomes = joblib.Parallel(n_jobs=workers)(jobs)
-            reports.put(None)
-            reader.join()
+            try:
+                outcomes = joblib.Parallel(n_jobs=workers)(jobs)
+            finally:
+                reports.put(None)
+                reader.join()
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     if failed:
         first = failed[0]
@@ -152,19 +170,19 @@ def record_path(folder: Path, cell: ExperimentConfig) -> Path:
 
 def _run_cell(cell: ExperimentConfig, settings: Settings, records_dir: Path | None, progress: Progress) -> RunRecord:
     path = None if records_dir is None else record_path(records_dir, cell)
-    digest = config_digest(cell.dump())
-    if path is not None and path.exists() and (record := _still_valid(path, digest)):
-        progress(f"{cell.method_key} is recorded", cell.training.rounds)
-        return record
+    failed_path = None if path is None else path.with_suffix(".failed.json")
     started, clock = datetime.datetime.now(datetime.UTC), time.perf_counter()
     try:
         record = run(cell, settings, progress, path)
-    except (TsfloraError, RuntimeError, ValueError, MemoryError) as error:
-        line = str(error) if isinstance(error, TsfloraError) else f"{type(error).__name__}: {error}"
+    except StorageError:
+        raise
+    except Exception as error:  # whatever a component does, the other cells go on and the study says what happened
+        expected = isinstance(error, TsfloraError)
+        line = str(error) if expected else f"{type(error).__name__}: {' '.join(str(error).split())}"
         _log.error("%s, %s, seed %d failed: %s", cell.method_key, cell.partition_name, cell.seed, line)
-        if not isinstance(error, TsfloraError):
-            _log.debug("traceback", exc_info=True)
-        failed = RunRecord(
+        if not expected:
+            _log.info("traceback of the failed run", exc_info=True)
+        record = RunRecord(
             status="failed",
             error=line,
             dataset=cell.dataset_name,
@@ -173,28 +191,19 @@ def _run_cell(cell: ExperimentConfig, settings: Settings, records_dir: Path | No
             partition=cell.partition_name,
             seed=cell.seed,
             config=cell.dump(),
-            config_sha256=digest,
+            config_sha256=config_digest(cell.dump()),
             started_at=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - clock,
             peak_memory_mib=0.0,
-            provenance=provenance(settings.torch_device()),
+            provenance=provenance(settings.torch_device(), settings.threads),
         )
-        if path is not None:
-            failed.write(path.with_suffix(".failed.json"))
-        return failed
-    if path is not None:
-        path.with_suffix(".failed.json").unlink(missing_ok=True)
+        if path is not None and failed_path is not None:
+            path.unlink(missing_ok=True)
+            record.write(failed_path)
+        return record
+    if failed_path is not None:
+        failed_path.unlink(missing_ok=True)
     return record
-
-
-def _still_valid(path: Path, digest: str) -> RunRecord | None:
-    try:
-        record = RunRecord.read(path)
-    except DataError as error:
-        _log.warning("%s; running it again", error)
-        return None
-    same = record.config_sha256 == digest and record.provenance.code_sha256 == code_digest()
-    return record if same and record.status == "complete" else None
 
 
 def _run_cell_in_worker(

@@ -34,7 +34,10 @@ class Quantizer(Component, ABC):
 
     @abstractmethod
     def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
-        """What the sections of a tensor of this shape look like: all that their size depends on."""
+        """What the sections of a tensor of this shape look like: all that their size depends on.
+
+        The first section has the tensor's own shape, so that a frame says what it holds.
+        """
 
     @abstractmethod
     def quantize(self, x: Float[Tensor, "..."], generator: torch.Generator) -> list[Section]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from tsflora.config import Component, Registry
@@ -18,7 +19,7 @@ from tsflora.federation.exchange import InProcessExchange
 from tsflora.federation.server import AdapterServer, SplitServer
 from tsflora.federation.setup import Setup
 from tsflora.federation.state import nest, optimizer_tensors, restore_optimizer, under
-from tsflora.models import Adapter, DevicePart, WholeModel, average, own_copy, read_adapter, set_adapter
+from tsflora.models import Adapter, DevicePart, WholeModel, own_copy, read_adapter, set_adapter
 from tsflora.seeding import numpy_generator
 
 
@@ -91,15 +92,15 @@ class FedLoRA(Algorithm):
 class SplitLoRA(Algorithm):
     """Sequential split learning with LoRA: one server adapter, stepped at every batch.
 
-    `relay` hands the device adapter from participant to participant, without averaging. `fedavg100` is the published
-    SplitLoRA code's way (arXiv 2407.00952): participants take turns batch by batch and keep their own adapters, which
-    are averaged every `average_every` server steps; the judged device adapter is then the participants' mean.
+    `relay` hands the device adapter from participant to participant, without averaging. `periodic` is the published
+    SplitLoRA code's way (arXiv 2407.00952, there with 100 steps): participants take turns batch by batch, and their
+    adapters are averaged every `average_every` server steps of a round and at its end.
     """
 
     name = "split_lora"
     splits = True
-    mode: Literal["relay", "fedavg100"] = "relay"
-    average_every: int = 100
+    mode: Literal["relay", "periodic"] = "relay"
+    average_every: int = Field(default=100, ge=1)
 
     def start(self, setup: Setup) -> Run:
         """See `Algorithm`."""
@@ -285,47 +286,25 @@ class _PeriodicRun(_SplitRun):
     def __init__(self, setup: Setup, average_every: int) -> None:
         super().__init__(setup)
         self.average_every = average_every
-        self.kept: dict[int, Adapter] = {}
-        """Adapters that stay on devices between rounds."""
-        self.steps = 0
 
     def train_round(self, round_: int, participants: Sequence[int]) -> Iterator[Step]:
         self.server.begin_round(round_)
         devices = self.devices(participants, round_)
         for device in devices:
-            if device.number in self.kept:
-                set_adapter(device.part, self.kept[device.number])
-            else:
-                device.fetch_adapter(self.exchange)
-        active = devices
+            device.fetch_adapter(self.exchange)
+        active, steps = devices, 0
         while active:
             for device in active:
                 yield self.step(device)
-                self.steps += 1
-                if self.steps % self.average_every == 0:
+                steps += 1
+                if steps % self.average_every == 0:
                     self._average(devices)
+                    for participant in devices:
+                        participant.fetch_adapter(self.exchange)
             active = [device for device in active if device.remaining]
-        self.kept.update({device.number: device.adapter for device in devices})
+        self._average(devices)
 
     def _average(self, devices: list[SplitDevice]) -> None:
         for device in devices:
             device.push_adapter(self.exchange)
         self.server.aggregate()
-        for device in devices:
-            device.fetch_adapter(self.exchange)
-
-    def evaluate(self) -> tuple[float, float]:
-        numbers = list(self.kept)
-        sizes = [float(len(self.setup.shards[number])) for number in numbers]
-        set_adapter(self.judged, average([self.kept[number] for number in numbers], sizes))
-        return evaluate(self.setup, self.judged, self.server.part)
-
-    def state(self) -> dict[str, Tensor]:
-        kept = {f"kept.{n}.{name}": tensor for n, adapter in self.kept.items() for name, tensor in adapter.items()}
-        return {**super().state(), **kept, "steps": torch.tensor(self.steps)}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        super().restore(state)
-        self.steps = int(state["steps"])
-        numbers = range(self.setup.training.n_devices)
-        self.kept = {n: adapter for n in numbers if (adapter := under(f"kept.{n}", state))}

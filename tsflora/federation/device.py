@@ -54,7 +54,7 @@ class SplitDevice:
         """Hand the trained adapter in."""
         adapter = self.adapter
         check_adapter(adapter, self.round, self.number)
-        frame = self.setup.encode_adapter(adapter, "uplink", self.round, self.number)
+        frame = self.setup.encode_adapter(adapter, "uplink", self.round, self.number, self._done)
         exchange.push_adapter(self.number, frame)
 
     def train_step(self, exchange: Exchange) -> int:

@@ -12,10 +12,12 @@ from tsflora.models import DevicePart, ServerPart
 def evaluate(setup: Setup, device_part: DevicePart, server_part: ServerPart) -> tuple[float, float]:
     """Fractions of test images classified correctly: (compression on, compression off).
 
+    In batches of the training size: a quantizer's range spans a batch, so another size would be another codec.
+
     Raises:
         NumericsError: the model puts out NaN or infinity.
     """
-    size, codec = setup.training.evaluate_batch_size, setup.token_codec
+    size, codec = setup.training.batch_size, setup.token_codec
     correct_on = correct_off = 0
     for start in range(0, len(setup.test), size):
         images, labels = setup.test_inputs(slice(start, start + size))

@@ -20,16 +20,19 @@ class AdapterServer:
         self.setup = setup
         self.adapter = adapter
         self.round = 0
+        self._version = 0
+        """Aggregations of this round so far: every adapter that is sent has its own random stream."""
         self._collected: dict[int, Adapter] = {}
 
     def begin_round(self, round_: int) -> None:
         """Name the round, for random streams and error messages."""
         self.round = round_
+        self._version = 0
 
     def fetch_adapter(self, device: int) -> bytes:
         """The frame with the adapter that devices start from. One broadcast: every device gets the same bytes."""
         del device
-        return self.setup.encode_adapter(self.adapter, "downlink", self.round)
+        return self.setup.encode_adapter(self.adapter, "downlink", self.round, self._version)
 
     def push_adapter(self, device: int, frame: bytes) -> None:
         """Collect a trained adapter.
@@ -44,6 +47,7 @@ class AdapterServer:
         weights = [float(len(self.setup.shards[device])) for device in self._collected]
         self.adapter = average(list(self._collected.values()), weights)
         self._collected.clear()
+        self._version += 1
 
     def train_step(self, device: int, activations: bytes, labels: bytes) -> bytes:
         """Refused: this server trains no blocks."""

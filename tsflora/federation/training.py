@@ -1,7 +1,7 @@
 """Local work that every algorithm shares: settings, optimisers, mini-batches, and the watch for NaN."""
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,6 @@ class TrainingConfig(Config):
     """bf16 runs the blocks under autocast; the wire and the adapters stay fp32."""
     evaluate_every: int = Field(default=1, ge=1)
     """Rounds between evaluations; the last round is always evaluated."""
-    evaluate_batch_size: Annotated[int, Field(ge=1)] = 256
 
     @model_validator(mode="after")
     def _enough_devices(self) -> "TrainingConfig":

@@ -43,7 +43,9 @@ class DevicePart(nn.Module):
         batch, tokens, _ = qkv.shape
         query, key, _ = qkv.detach().float().reshape(batch, tokens, 3, attention.num_heads, -1).unbind(2)
         query, key = attention.q_norm(query[:, 0]), attention.k_norm(key)
-        return (torch.einsum("bhc,bthc->bht", query, key) * attention.scale).softmax(dim=-1)
+        # Autocast would make this product bf16 again, and scores that tie choose tokens by position.
+        with torch.autocast(qkv.device.type, enabled=False):
+            return (torch.einsum("bhc,bthc->bht", query, key) * attention.scale).softmax(dim=-1)
 
 
 class ServerPart(nn.Module):
