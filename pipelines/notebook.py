@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import nbformat
 import papermill
 import typer
 import yaml
 from command import one_line_errors
+from jupyter_client.kernelspec import NoSuchKernel
 
-from tsflora.errors import ConfigError, StorageError
+from tsflora.errors import ConfigError, StorageError, TsfloraError
 
 
 def main(
@@ -26,39 +28,54 @@ def main(
     A notebook that fails is written with the failing cell, and its error is printed as one line.
     """
     with one_line_errors():
-        values: dict[str, Any] = {"params": str(params)}
-        for pair in parameter or []:
-            name, separator, value = pair.partition("=")
-            if not separator:
-                raise ConfigError(f"--parameter {pair!r}: name=value is expected")
-            values[name] = yaml.safe_load(value)
-        known = papermill.inspect_notebook(str(notebook)) if notebook.exists() else None
-        if known is None:
+        values = {"params": str(params), **dict(map(_parse, parameter or []))}
+        if not notebook.exists():
             raise ConfigError(f"notebook {notebook} does not exist")
+        try:
+            known = papermill.inspect_notebook(str(notebook))
+        except (ValueError, nbformat.reader.NotJSONError) as error:
+            raise ConfigError(f"{notebook} is not a notebook: {' '.join(str(error).split())[:200]}") from None
         unknown = sorted(values.keys() - known.keys())
         if unknown:
             raise ConfigError(f"{notebook} has no parameter {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
+            _execute(notebook, output, values)
         except OSError as error:
-            raise StorageError(f"cannot write {output}: {error.strerror}; choose another folder") from None
+            raise StorageError(f"cannot write {output}: {error.strerror}; choose another place") from None
+        except NoSuchKernel as error:
+            raise ConfigError(f"{notebook}: {error}; install ipykernel in this environment") from None
+        except papermill.PapermillExecutionError as error:
+            # The traceback is in the executed notebook; a stage's log gets the line that says what to do.
+            line = f"{notebook.name}: {error.evalue or error.ename} (executed copy: {output})"
+            raise TsfloraError(" ".join(line.split())) from None
+
+
+def _parse(pair: str) -> tuple[str, Any]:
+    name, separator, value = pair.partition("=")
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            values,
-            progress_bar=False,
-            # The notebook's own bar, with loss, accuracy and MiB, shows in the terminal that waits for the stage.
-            stderr_file=sys.stderr if sys.stderr.isatty() else None,
-            # The kernel would warn at every start that its loopback connection is not encrypted.
-            extra_arguments=["--log-level=ERROR"],
-        )
-    except papermill.PapermillExecutionError as error:
-        # The traceback is in the executed notebook; a stage's log gets the line that says what to do.
-        print(f"error: {notebook.name}: {error.evalue or error.ename} (executed copy: {output})", file=sys.stderr)
-        raise SystemExit(1) from None
+        if separator:
+            return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise ConfigError(f"--parameter {pair!r}: name=value is expected, the value as YAML, e.g. seeds=[0,1]")
+
+
+def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
+    papermill.execute_notebook(
+        str(notebook),
+        str(output),
+        values,
+        progress_bar=False,
+        # The notebook's own bar, with loss, accuracy and MiB, shows in the terminal that waits for the stage.
+        stderr_file=sys.stderr if sys.stderr.isatty() else None,
+        # The kernel would warn at every start that its loopback connection is not encrypted.
+        extra_arguments=["--log-level=ERROR"],
+    )
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    typer.run(main)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

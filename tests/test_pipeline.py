@@ -93,6 +93,11 @@ def test_notebook_script_names_unknown_parameters_and_files(tmp_path, params):
     notebook = ROOT / "notebooks" / "sflora.ipynb"
     outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "--params", params, "-p", "method=x")
     assert_one_line_error(outcome, "has no parameter 'method'", "methods")
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "--params", params, "-p", "seeds=[0")
+    assert_one_line_error(outcome, "seeds=[0", "name=value is expected")
+    (tmp_path / "cut.ipynb").write_text(notebook.read_text()[:500])
+    outcome = script("notebook.py", tmp_path / "cut.ipynb", tmp_path / "o.ipynb", "--params", params)
+    assert_one_line_error(outcome, "cut.ipynb is not a notebook")
     outcome = script("notebook.py", tmp_path / "no.ipynb", tmp_path / "o.ipynb", "--params", params)
     assert_one_line_error(outcome, "no.ipynb does not exist")
 

@@ -185,6 +185,8 @@ def finish(figure: Figure, handles: Sequence[Artist], note: str, legend_columns:
             columnspacing=1.0,
         )
     figure.supxlabel(note, fontsize=_NOTE_PT, color="#444444")
+    # pyplot forgets it, so that a notebook shows it once; the figure itself stays whole.
+    plt.close(figure)
 
 
 def seed_counts(runs: pd.DataFrame) -> str:
