@@ -10,10 +10,10 @@ from torch.nn.functional import cross_entropy
 from tsflora.compression import Kind, Section, encode_labels, write_frame
 from tsflora.errors import FrameError, NumericsError
 from tsflora.experiment import build_setup, run
-from tsflora.federation import participants_of
+from tsflora.federation import Setup, algorithms, participants_of
 from tsflora.federation.device import SplitDevice
 from tsflora.federation.server import SplitServer
-from tsflora.models import WholeModel, average, own_copy, read_adapter
+from tsflora.models import WholeModel, average, own_copy, read_adapter, set_adapter
 
 TSFLORA = {
     "algorithm": "sflora",
@@ -309,3 +309,113 @@ def test_bf16_trains_close_to_fp32(settings):
     half = run(small_config(TSFLORA, training={**training, "precision": "bf16"}), settings)
     assert half.final.train_loss == pytest.approx(full.final.train_loss, rel=0.05)
     assert half.final.train_loss != full.final.train_loss
+
+
+@pytest.mark.parametrize(
+    "codec",
+    [{"quantizer": {"name": "uniform", "bits": 1}}, {"tokens": {"name": "top_k_merge", "n_tokens": 2}}],
+    ids=str,
+)
+def test_the_judged_model_is_judged_with_its_compression_on(settings, codec):
+    """Judged with the codec and without: the two differ, and `off` is the plain model."""
+    run_, setup = start(settings, {"algorithm": "sflora", **codec}, backbone={"weights": "bundled"})
+    list(train(run_, setup))
+    compressed, plain = run_.evaluate()
+    images, labels = setup.test_inputs(slice(0, len(setup.test)))
+    whole = WholeModel(run_.judged, run_.server.part)
+    assert plain == pytest.approx(float((whole(images).argmax(-1) == labels).float().mean()))
+    assert compressed != plain
+
+
+@pytest.mark.parametrize("algorithm", ["fed_lora", "local_lora"])
+def test_whole_models_are_judged_with_the_adapter_that_was_trained(settings, algorithm):
+    run_, setup = start(settings, {"algorithm": algorithm}, backbone={"weights": "bundled"})
+    before, _ = run_.evaluate()
+    list(train(run_, setup, rounds=2))
+    set_adapter(run_.model, {name: torch.zeros_like(t) for name, t in read_adapter(run_.model).items()})
+    assert run_.evaluate()[0] > before + 0.1
+
+
+def test_a_device_alone_goes_on_from_its_own_adapter(settings):
+    run_, setup = start(settings, {"algorithm": "local_lora"})
+    list(run_.train_round(1, [0]))
+    after_one = run_.adapters[0]
+    longer, _ = start(settings, {"algorithm": "local_lora"})
+    for name, tensor in after_one.items():
+        longer.initial[name].copy_(tensor)
+    list(longer.train_round(2, [0]))
+    list(run_.train_round(2, [0]))
+    assert_adapters_close(run_.adapters[0], longer.adapters[0], atol=0, rtol=0)
+    assert setup.training.n_devices == 4
+
+
+def test_server_momentum_outlives_the_round(settings):
+    run_, setup = start(settings, {"algorithm": "sflora"})
+    list(train(run_, setup))
+    buffers = [state["momentum_buffer"].clone() for state in run_.server.optimizer.state.values()]
+    steps = run_.train_round(2, participants_of(setup.training, setup.dataset, setup.seed, 2))
+    assert any(buffer.abs().sum() > 0 for buffer in buffers)
+    optimizer = run_.server.optimizer
+    next(steps)
+    assert run_.server.optimizer is optimizer
+    # v <- 0.9 v + g: had the buffer been cleared, it would be the new gradient alone.
+    parameter = run_.server.part.vit.head.bias
+    position = [p is parameter for p in optimizer.param_groups[0]["params"]].index(True)
+    expected = 0.9 * buffers[position] + parameter.grad
+    torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], expected)
+
+
+def test_interleaved_order_is_drawn_afresh_for_every_turn(settings):
+    run_, setup = start(
+        settings, {"algorithm": "sflora"}, partition={"name": "iid", "min_samples": 60, "max_samples": 60}
+    )
+    devices = run_.devices([0, 1, 2, 3], 1)
+    seen = []
+    for device in run_._turns(devices, 1):
+        seen.append(device.number)
+        device._done += 1
+    turns = {tuple(seen[i : i + 4]) for i in range(0, 24, 4)}
+    assert all(sorted(turn) == [0, 1, 2, 3] for turn in turns)
+    assert len(turns) > 2
+    assert setup.training.batch_size == 10
+
+
+def test_local_epochs_and_augmentation_are_in_the_path(settings):
+    training = {**small_config().dump()["training"], "rounds": 1}
+    once = run(small_config({"algorithm": "fed_lora"}, training=training), settings).final
+    twice = run(small_config({"algorithm": "fed_lora"}, training={**training, "local_epochs": 2}), settings).final
+    varied = run(small_config({"algorithm": "fed_lora"}, training=training, augment={}), settings).final
+    assert twice.n_samples == 2 * once.n_samples
+    assert len({once.train_loss, twice.train_loss, varied.train_loss}) == 3
+
+
+def test_every_method_trains_on_the_same_images_in_the_same_device_order(settings, monkeypatch):
+    seen = []
+    original = Setup.inputs
+
+    def spy(self, batch, round_, device, step):
+        seen[-1][round_, device, step] = batch.tolist()
+        return original(self, batch, round_, device, step)
+
+    monkeypatch.setattr(Setup, "inputs", spy)
+    for method in EVERY_ALGORITHM.values():
+        seen.append({})
+        run_, setup = start(settings, method)
+        list(train(run_, setup))
+    assert len(seen[0]) == 9
+    assert all(batches == seen[0] for batches in seen)
+
+
+@pytest.mark.parametrize("name", algorithms.classes())
+def test_every_registered_algorithm_trains_judges_and_resumes(settings, name):
+    run_, setup = start(settings, {"algorithm": name})
+    steps = list(train(run_, setup))
+    assert sum(step.n_images for step in steps) == 72
+    assert all(math.isfinite(step.loss) for step in steps)
+    on, off = run_.evaluate()
+    assert 0 <= on <= 1
+    assert 0 <= off <= 1
+    again, _ = start(settings, {"algorithm": name})
+    again.restore(run_.state())
+    assert again.evaluate() == (on, off)
+    assert again.state().keys() == run_.state().keys()
