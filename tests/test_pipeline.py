@@ -80,6 +80,12 @@ def test_a_method_notebook_runs_as_a_stage(tmp_path, params):
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
+def test_the_tour_runs_from_top_to_bottom(tmp_path):
+    arguments = ["--params", ROOT / "params.yaml", "-p", "rounds=1", "-p", "n_images=2"]
+    outcome = script("notebook.py", ROOT / "notebooks" / "tour.ipynb", tmp_path / "tour.ipynb", *arguments)
+    assert outcome.returncode == 0, outcome.stderr
+
+
 def test_a_mistake_in_a_notebook_stage_is_one_line_and_a_failed_exit(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(study_values(cut=9)))
