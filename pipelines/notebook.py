@@ -71,6 +71,8 @@ def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
         stderr_file=sys.stderr if sys.stderr.isatty() else None,
         # The kernel would warn at every start that its loopback connection is not encrypted.
         extra_arguments=["--log-level=ERROR"],
+        # A bar is one line in the executed copy, not one for every refresh.
+        coalesce_streams=True,
     )
 
 

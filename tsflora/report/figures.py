@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tsflora.records import KINDS, RunRecord
 from tsflora.report import panels
@@ -48,6 +48,10 @@ def accuracy_by_bytes(records: Sequence[RunRecord], width_in: float = DOUBLE_COL
         for axis, runs in panels.each_panel(rounds, axes):
             if runs["cumulative_mib"].max() > 0:
                 axis.set_xscale("log")
+                # One decade or two: 1, 2, 5 in plain numbers; powers at every minor tick would overlap.
+                axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.xaxis.set_major_formatter(FuncFormatter(lambda mib, _: f"{mib:g}"))
+                axis.xaxis.set_minor_formatter(NullFormatter())
             for method, style, seeds in panels.each_method(runs):
                 points = panels.over_seeds(seeds)
                 if points["cumulative_mib"].max() > 0:
