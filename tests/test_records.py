@@ -94,13 +94,14 @@ def test_comparable_leaves_out_clocks_memory_and_host_and_nothing_else():
         update={
             "started_at": "2027-05-05T05:05:05+00:00",
             "seconds": 99.0,
+            "identity": "0" * 64,
             "peak_memory_mib": 1.0,
             "provenance": record.provenance.model_copy(update={"host": {"cores": "64"}}),
             "history": tuple(entry.model_copy(update={"seconds": {"train": 9.0}}) for entry in record.history),
         }
     )
     assert elsewhere.comparable() == record.comparable()
-    kept = set(RunRecord.model_fields) - {"started_at", "seconds", "peak_memory_mib", "provenance"}
+    kept = set(RunRecord.model_fields) - {"started_at", "seconds", "peak_memory_mib", "provenance", "identity"}
     assert set(record.comparable()) == kept
     assert "seconds" not in record.comparable()["history"][0]
 

@@ -422,7 +422,7 @@ def test_a_panel_that_was_not_run_says_so():
 @pytest.mark.parametrize("width_in", [report.COLUMN_IN, report.DOUBLE_COLUMN_IN])
 def test_nothing_is_clipped_at_paper_width(draw, width_in):
     figure = draw(study(rounds=2), width_in)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert figure.get_figwidth() == width_in
     drawn = figure.get_tightbbox()
     assert drawn.x0 >= -0.01
