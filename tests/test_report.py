@@ -391,7 +391,7 @@ def test_bytes_are_cumulative_totals_and_silence_is_a_level_line():
 def test_only_silent_methods_still_make_figures():
     silent = study(methods=("local_lora",), partitions=("iid",))
     for draw in FIGURES:
-        draw(silent).canvas.draw()
+        draw(silent).draw_without_rendering()
 
 
 def test_bars_end_where_their_number_says():
