@@ -1,5 +1,6 @@
 """Small worlds for the tests: a two-second backbone, a handful of images, a settings object that touches no home."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ def _one_thread():
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch) -> Settings:
+    # What lies on this machine must not decide what a test sees; test_real_images asks for it by itself.
+    for name in [name for name in os.environ if name.startswith("TSFLORA_")]:
+        monkeypatch.delenv(name)
     return Settings(device="cpu", checkpoint_dir=tmp_path / "checkpoints", workers=1)
 
 
