@@ -26,7 +26,7 @@ def main(
     that it does not belong to.
     """
     with one_line_errors():
-        planned = {config_digest(cell.dump()) for cell in StudyConfig.read(params).cells()}
+        planned = {config_digest(cell.dump()) for cell in StudyConfig.read(params).all_cells()}
         found = load_records(records).complete
         kept = [record for record in found if record.config_sha256 in planned]
         for record in found:

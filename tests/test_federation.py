@@ -1,5 +1,6 @@
 """The loop: what is averaged, what is sent, what is judged, and that it is the training it claims to be."""
 
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from tsflora.experiment import build_setup, run
 from tsflora.federation import Setup, algorithms, participants_of
 from tsflora.federation.device import SplitDevice
 from tsflora.federation.server import SplitServer
+from tsflora.federation.training import turns
 from tsflora.models import WholeModel, average, own_copy, read_adapter, set_adapter
 
 TSFLORA = {
@@ -30,6 +32,7 @@ EVERY_ALGORITHM = {
     "sflora_v1": {"algorithm": {"name": "sflora", "server": "averaged"}},
     "tsflora": TSFLORA,
 }
+CENTRAL = {"central_raw": {"algorithm": "central"}, "central_jpeg": {"algorithm": {"name": "central", "image": "jpeg"}}}
 
 
 def start(settings, method, **changes):
@@ -247,7 +250,7 @@ def test_local_lora_sends_nothing_and_fed_lora_only_adapters(settings):
     assert federated.final.uplink_bytes.keys() == {"adapters", "headers"}
 
 
-@pytest.mark.parametrize("method", EVERY_ALGORITHM.values(), ids=EVERY_ALGORITHM)
+@pytest.mark.parametrize("method", [*EVERY_ALGORITHM.values(), CENTRAL["central_raw"]], ids=str)
 def test_a_diverging_run_stops_and_names_what_broke(settings, method):
     training = {**small_config().dump()["training"], "optimizer": {"lr": 1e30}}
     with pytest.raises(NumericsError, match=r"NaN or infinity in .*\(?round \d|round \d.*NaN or infinity") as caught:
@@ -365,19 +368,19 @@ def test_server_momentum_outlives_the_round(settings):
     torch.testing.assert_close(optimizer.state[parameter]["momentum_buffer"], expected)
 
 
-def test_interleaved_order_is_drawn_afresh_for_every_turn(settings):
-    run_, setup = start(
-        settings, {"algorithm": "sflora"}, partition={"name": "iid", "min_samples": 60, "max_samples": 60}
-    )
-    devices = run_.devices([0, 1, 2, 3], 1)
-    seen = []
-    for device in run_._turns(devices, 1):
-        seen.append(device.number)
-        device._done += 1
-    turns = {tuple(seen[i : i + 4]) for i in range(0, 24, 4)}
-    assert all(sorted(turn) == [0, 1, 2, 3] for turn in turns)
-    assert len(turns) > 2
-    assert setup.training.batch_size == 10
+def test_interleaved_order_is_drawn_afresh_for_every_turn():
+    seen = list(turns([6, 6, 6, 3], "interleaved", "digits", 0, 1))
+    early = {tuple(seen[i : i + 4]) for i in range(0, 12, 4)}
+    assert all(sorted(turn) == [0, 1, 2, 3] for turn in early)
+    assert len(early) > 1
+    assert all(sorted(seen[i : i + 3]) == [0, 1, 2] for i in range(12, 21, 3)), "who is done drops out"
+    assert seen != list(turns([6, 6, 6, 3], "interleaved", "digits", 0, 2))
+
+
+def test_sequential_order_is_one_after_the_other():
+    seen = list(turns([2, 3, 1], "sequential", "digits", 0, 1))
+    assert sorted(seen) == [0, 0, 1, 1, 1, 2]
+    assert sum(a != b for a, b in itertools.pairwise(seen)) == 2
 
 
 def test_local_epochs_and_augmentation_are_in_the_path(settings):

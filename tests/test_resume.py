@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import small_config
-from test_federation import EVERY_ALGORITHM
+from test_federation import CENTRAL, EVERY_ALGORITHM, TSFLORA
 
 from tsflora.errors import StorageError
 from tsflora.experiment import run
@@ -40,22 +40,43 @@ def test_same_config_same_record(settings, tmp_path, method):
     assert other.comparable()["history"] != first.comparable()["history"]
 
 
-@pytest.mark.parametrize("method", EVERY_ALGORITHM.values(), ids=EVERY_ALGORITHM)
+@pytest.mark.parametrize("method", [*EVERY_ALGORITHM.values(), *CENTRAL.values()], ids=[*EVERY_ALGORITHM, *CENTRAL])
 def test_killed_and_resumed_is_the_identical_record(settings, tmp_path, method):
     config = config_of(method)
-    whole = run(config, settings, record_path=tmp_path / "whole.json")
+    whole = run(config, settings.model_copy(update={"checkpoint_dir": None}), record_path=tmp_path / "whole.json")
     with pytest.raises(KilledError):
         run(config, settings, killed_in_round(3))
     seen = []
     resumed = run(config, settings, lambda text, _: seen.append(text), tmp_path / "resumed.json")
     assert seen[0] == "resumed after round 2"
     assert resumed.comparable() == whole.comparable()
-    assert not list(settings.checkpoint_dir.rglob("*.safetensors"))
+    assert len(list(settings.checkpoint_dir.rglob("*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("method", [TSFLORA, EVERY_ALGORITHM["local_lora"], CENTRAL["central_raw"]], ids=str)
+def test_more_rounds_go_on_from_a_finished_run_to_the_identical_record(settings, tmp_path, method):
+    # Round 3 is the short run's last, so it is evaluated there; in the long run it is not due.
+    longer = config_of(method, rounds=5, evaluate_every=2)
+    whole = run(longer, settings.model_copy(update={"checkpoint_dir": None}))
+    assert [entry.accuracy is None for entry in whole.history] == [True, False, True, False, False]
+    run(config_of(method, rounds=3, evaluate_every=2), settings, record_path=tmp_path / "r.json")
+    seen = []
+    extended = run(longer, settings, lambda text, _: seen.append(text), tmp_path / "r.json")
+    assert seen[0] == "resumed after round 3"
+    assert extended.comparable() == whole.comparable()
+
+
+def test_fewer_rounds_never_take_a_later_checkpoint(settings, tmp_path):
+    config = config_of(TSFLORA)
+    run(config_of(TSFLORA, rounds=5), settings, record_path=tmp_path / "long.json")
+    short = run(config, settings, record_path=tmp_path / "short.json")
+    assert len(short.history) == 3
+    assert short.comparable() == run(config, settings.model_copy(update={"checkpoint_dir": None})).comparable()
 
 
 def test_resume_with_adamw_restores_the_optimiser(settings):
     config = config_of({"algorithm": "sflora"}, optimizer={"name": "adamw", "lr": 0.01})
-    whole = run(config, settings, record_path=settings.checkpoint_dir / "record.json")
+    whole = run(config, settings.model_copy(update={"checkpoint_dir": None}))
     with pytest.raises(KilledError):
         run(config, settings, killed_in_round(3))
     assert run(config, settings).comparable() == whole.comparable()

@@ -157,6 +157,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_run_again(tmp_path, settin
 
 
 def test_a_record_is_reused_only_for_the_same_config_and_code(tmp_path, settings, monkeypatch):
+    settings = settings.model_copy(update={"checkpoint_dir": None})  # a finished run's would spare the training
     (cell,) = StudyConfig.parse(study_values(seeds=[0])).cells(methods=["fed_lora"], partitions=["iid"])
     (first,) = run_cells([cell], settings, tmp_path)
     path = record_path(tmp_path, cell)
@@ -235,3 +236,57 @@ def test_settings_come_from_the_environment_and_are_checked(monkeypatch, tmp_pat
     monkeypatch.delenv("TSFLORA_WORKERS")
     with pytest.raises(ConfigError, match="not available here; allowed: auto, cpu"):
         Settings.from_environment(device="mps").torch_device()
+
+
+def swept(**changes):
+    base = {
+        "algorithm": "sflora",
+        "tokens": {"name": "top_k_merge", "n_tokens": 30},
+        "quantizer": {"name": "uniform", "bits": 8},
+    }
+    sweep = {"base": "mine", "vary": {"tokens.n_tokens": [30, 20], "cut": [2, 3]}, "partitions": ["iid"], "seeds": [1]}
+    return StudyConfig.parse(study_values(methods={"mine": base}, sweeps={"grid": {**sweep, **changes}}))
+
+
+def test_a_sweep_is_the_grid_without_what_the_study_runs_anyway():
+    cells = swept().sweep_cells("grid")
+    assert [(cell.method.tokens.n_tokens, cell.cut) for cell in cells] == [(30, 3), (20, 2), (20, 3)]
+    assert [cell.method_key for cell in cells] == [
+        "grid-n_tokens_30-cut_3",
+        "grid-n_tokens_20-cut_2",
+        "grid-n_tokens_20-cut_3",
+    ]
+    assert {(cell.partition_name, cell.seed, cell.sweep, cell.label) for cell in cells[:1]} == {
+        ("iid", 1, "grid", "n_tokens 30, cut 3")
+    }
+    study = swept()
+    assert study.all_cells() == [*study.cells(), *cells]
+    assert all(cell.sweep is None for cell in study.cells())
+
+
+def test_a_swept_component_takes_only_the_options_that_were_given():
+    cells = swept(vary={"tokens.name": ["random", "feature_norm"]}).sweep_cells("grid")
+    assert [cell.method.tokens.name for cell in cells] == ["random", "feature_norm"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"base": "miine"}, r"unknown method 'miine'; did you mean 'mine'\?"),
+        (
+            {"vary": {"tokenz.n_tokens": [3]}},
+            r"sweeps\.grid\.vary: unknown setting 'tokenz\.n_tokens'; did you mean 'tok",
+        ),
+        ({"vary": {"quantizer.bits": [99]}}, r"sweeps\.grid at bits 99.*bits: .*less than or equal to 16; given: 99"),
+        ({"partitions": ["idd"]}, r"unknown partition 'idd'; did you mean 'iid'\?"),
+    ],
+)
+def test_a_wrong_sweep_is_one_line(changes, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        swept(**changes).sweep_cells("grid")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_methods_own_cut_wins():
+    (cell,) = StudyConfig.parse(study_values(seeds=[0], **method(cut=3))).cells(partitions=["iid"])
+    assert cell.cut == 3

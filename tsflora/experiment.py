@@ -43,6 +43,8 @@ class MethodConfig(Config):
     label: str | None = None
     """The printed name; None prints the key."""
     algorithm: AnyAlgorithm
+    cut: int | None = Field(default=None, ge=1)
+    """None takes the study's."""
     tokens: AnyTokenReducer = Field(default_factory=lambda: token_reducers.build("all"))
     quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
     gradient_quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
@@ -51,7 +53,7 @@ class MethodConfig(Config):
     @model_validator(mode="after")
     def _codec_is_used(self) -> "MethodConfig":
         unused = {"tokens", "quantizer", "gradient_quantizer"} & self.model_fields_set
-        if not self.algorithm.splits and unused:
+        if self.algorithm.placement != "split" and unused:
             raise ValueError(
                 f"algorithm {self.algorithm.name!r} sends no activations; remove {', '.join(sorted(unused))}"
             )
@@ -73,6 +75,8 @@ class ExperimentConfig(Config):
     augment: AugmentConfig | None = None
     method: MethodConfig
     method_key: str
+    sweep: str | None = None
+    """The sweep that this run is a point of; None for a method of the study."""
     seed: int = Field(default=0, ge=0)
 
     @property
@@ -142,8 +146,8 @@ def run(
     """Train one method on one data set, partition and seed; write the record where `record_path` says.
 
     A record that is there already is returned when all that its numbers depend on is unchanged. With
-    `settings.checkpoint_dir` a killed run goes on after its last finished round, to the identical record; the
-    checkpoints go once the record is on disk.
+    `settings.checkpoint_dir` a killed run goes on after its last finished round, to the identical record, and a
+    finished one goes on when `training.rounds` has grown: its last checkpoint stays.
 
     Raises:
         TsfloraError: see `build_setup`; NumericsError when something becomes NaN.
@@ -152,7 +156,7 @@ def run(
     started = datetime.datetime.now(datetime.UTC)
     setup, backbone = build_setup(config, settings)
     origin = provenance(setup.where, settings.threads)
-    identity = _identity(config, setup, backbone, origin)
+    identity, trajectory = _identity(config, setup, backbone, origin)
     if record_path is not None and (record := _recorded(record_path, identity)):
         if progress is not None:
             progress("recorded already", config.training.rounds)
@@ -163,10 +167,10 @@ def run(
     store = None
     history: list[Round] = []
     if settings.checkpoint_dir is not None:
-        store = CheckpointStore(settings.checkpoint_dir / identity[:32])
-        if checkpoint := store.latest():
+        store = CheckpointStore(settings.checkpoint_dir / trajectory[:32])
+        if checkpoint := store.latest(at_most=config.training.rounds):
             algorithm_run.restore({name: tensor.to(setup.where) for name, tensor in checkpoint.state.items()})
-            history = [Round.model_validate(entry) for entry in checkpoint.history]
+            history = [_as_scheduled(Round.model_validate(entry), config.training) for entry in checkpoint.history]
             if progress is not None:
                 progress(f"resumed after round {checkpoint.round}", checkpoint.round)
 
@@ -197,17 +201,32 @@ def run(
     if record_path is not None:
         record.write(record_path)
     if store is not None and record_path is not None:
-        store.clear()
+        store.keep_newest()
     return record
 
 
-def _identity(config: ExperimentConfig, setup: Setup, backbone: Backbone, origin: Provenance) -> str:
-    digest = hashlib.sha256(backbone.weights_sha256.encode())
+def _identity(config: ExperimentConfig, setup: Setup, backbone: Backbone, origin: Provenance) -> tuple[str, str]:
+    """Digests of all that a record depends on, and of all that its course depends on: the same but for its length."""
+    inputs = hashlib.sha256(backbone.weights_sha256.encode())
     for images in (setup.train, setup.test):
-        digest.update(images.images.tobytes() + images.labels.tobytes())
+        inputs.update(images.images.tobytes() + images.labels.tobytes())
     surroundings = [origin.code_sha256, origin.versions, origin.host["device"], origin.host["torch_threads"]]
-    digest.update(json.dumps([config.dump(), surroundings], sort_keys=True).encode())
-    return digest.hexdigest()
+
+    def digest(values: dict[str, Any]) -> str:
+        own = inputs.copy()
+        own.update(json.dumps([values, surroundings], sort_keys=True).encode())
+        return own.hexdigest()
+
+    values = config.dump()
+    course = {**values, "training": {key: value for key, value in values["training"].items() if key != "rounds"}}
+    return digest(values), digest(course)
+
+
+def _as_scheduled(entry: Round, training: TrainingConfig) -> Round:
+    """A round of a shorter run's history as this run has it: its last evaluation may not be due here."""
+    if training.evaluates(entry.round):
+        return entry
+    return entry.model_copy(update={"accuracy": None, "accuracy_uncompressed": None})
 
 
 def _recorded(path: Path, identity: str) -> RunRecord | None:

@@ -16,8 +16,8 @@ from tsflora.config import Config, explain
 from tsflora.errors import DataError
 from tsflora.files import write_atomically
 
-KINDS = ("activations", "labels", "gradients", "adapters", "headers")
-"""What a byte on the wire is: packed payload of one of four sorts, or a frame's header, ranges and checksum."""
+KINDS = ("activations", "labels", "gradients", "adapters", "images", "headers")
+"""What a byte on the wire is: packed payload of one of five sorts, or a frame's header, ranges and checksum."""
 
 _VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "identity"}
 
@@ -132,20 +132,21 @@ def config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
+_NOT_TRAINING = ("report", "edge", "theory", "theory.py")
+"""Read records or shapes, and cannot change a run."""
+
+
 def _code_digest() -> str:
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if "report" not in path.relative_to(root).parts:
+        if path.relative_to(root).parts[0] not in _NOT_TRAINING:
             digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 CODE_SHA256 = _code_digest()
-"""SHA-256 over the library's training code as it was when this process imported it.
-
-`report/` reads records and cannot change them, so it is left out.
-"""
+"""SHA-256 over the library's training code as it was when this process imported it."""
 
 
 def _git_commit() -> str | None:

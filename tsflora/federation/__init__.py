@@ -1,7 +1,8 @@
 """Who talks to whom in a round, over counted bytes."""
 
-from tsflora.federation.algorithms import Algorithm, Run, algorithms
+from tsflora.federation.algorithms import Algorithm, algorithms
 from tsflora.federation.checkpoint import CheckpointStore
+from tsflora.federation.runs import Run
 from tsflora.federation.setup import Setup
 from tsflora.federation.training import OptimizerConfig, TrainingConfig, participants_of
 

@@ -4,54 +4,27 @@ An algorithm is a component with its options; `start` gives a run, which holds t
 shards, participants and sample order, and start every participant's optimiser fresh.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from tsflora.compression import JpegImages, RawImages
 from tsflora.config import Component, Registry
-from tsflora.federation.device import SplitDevice, Step, WholeDevice
-from tsflora.federation.evaluation import evaluate
-from tsflora.federation.exchange import InProcessExchange
-from tsflora.federation.server import AdapterServer, SplitServer
+from tsflora.federation.central import CentralRun
+from tsflora.federation.runs import Run
 from tsflora.federation.setup import Setup
-from tsflora.federation.state import nest, optimizer_tensors, restore_optimizer, under
-from tsflora.models import Adapter, DevicePart, WholeModel, own_copy, read_adapter, set_adapter
-from tsflora.seeding import numpy_generator
-
-
-class Run(ABC):
-    """One run in progress."""
-
-    def __init__(self, setup: Setup) -> None:
-        self.setup = setup
-        self.exchange: InProcessExchange
-
-    @abstractmethod
-    def train_round(self, round_: int, participants: Sequence[int]) -> Iterator[Step]:
-        """Train one round, yielding after every optimiser step."""
-
-    @abstractmethod
-    def evaluate(self) -> tuple[float, float]:
-        """Accuracy of the judged model, with compression on and off."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Tensor]:
-        """All that the next round depends on."""
-
-    @abstractmethod
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state`."""
+from tsflora.federation.split_runs import PeriodicRun, RelayRun, SplitFedRun
+from tsflora.federation.training import Order
+from tsflora.federation.whole_runs import FedRun, LocalRun
+from tsflora.models import Placement
 
 
 class Algorithm(Component):
     """Base of all algorithms."""
 
-    splits: ClassVar[bool]
-    """Whether activations cross the wire, so that a token reducer and quantizers apply."""
+    placement: ClassVar[Placement]
+    """Who runs what; only in `split` do activations cross the wire, so that a token reducer and quantizers apply."""
 
     @abstractmethod
     def start(self, setup: Setup) -> Run:
@@ -69,11 +42,11 @@ class LocalLoRA(Algorithm):
     """
 
     name = "local_lora"
-    splits = False
+    placement = "local"
 
     def start(self, setup: Setup) -> Run:
         """See `Algorithm`."""
-        return _LocalRun(setup)
+        return LocalRun(setup)
 
 
 @algorithms.register
@@ -81,11 +54,11 @@ class FedLoRA(Algorithm):
     """Federated averaging of LoRA factors and head; every device runs the whole model."""
 
     name = "fed_lora"
-    splits = False
+    placement = "federated"
 
     def start(self, setup: Setup) -> Run:
         """See `Algorithm`."""
-        return _FedRun(setup)
+        return FedRun(setup)
 
 
 @algorithms.register
@@ -98,13 +71,13 @@ class SplitLoRA(Algorithm):
     """
 
     name = "split_lora"
-    splits = True
+    placement = "split"
     mode: Literal["relay", "periodic"] = "relay"
     average_every: int = Field(default=100, ge=1)
 
     def start(self, setup: Setup) -> Run:
         """See `Algorithm`."""
-        return _RelayRun(setup) if self.mode == "relay" else _PeriodicRun(setup, self.average_every)
+        return RelayRun(setup) if self.mode == "relay" else PeriodicRun(setup, self.average_every)
 
 
 @algorithms.register
@@ -117,194 +90,29 @@ class SFLora(Algorithm):
     """
 
     name = "sflora"
-    splits = True
-    order: Literal["interleaved", "sequential"] = "interleaved"
+    placement = "split"
+    order: Order = "interleaved"
     server: Literal["shared", "averaged"] = "shared"
 
     def start(self, setup: Setup) -> Run:
         """See `Algorithm`."""
-        return _SplitFedRun(setup, self.order, copies=self.server == "averaged")
+        return SplitFedRun(setup, self.order, copies=self.server == "averaged")
 
 
-def _whole(setup: Setup) -> WholeModel:
-    return WholeModel(own_copy(setup.device_part), own_copy(setup.server_part))
+@algorithms.register
+class Central(Algorithm):
+    """Devices hand their images over and the server trains the whole model: what split learning is measured against.
 
+    A context baseline that the paper leaves out: no privacy, and each image travels once. `image` is `raw` (one byte
+    per channel and pixel) or `jpeg` at `quality`, in which case training and judging see the decoded JPEG.
+    """
 
-class _LocalRun(Run):
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.model = _whole(setup)
-        self.initial = read_adapter(self.model)
-        self.exchange = InProcessExchange(AdapterServer(setup, self.initial))
-        self.adapters: dict[int, Adapter] = {}
-        self.accuracies: dict[int, tuple[float, float]] = {}
-        """By device; a device that trained since is missing, so each is evaluated once per change."""
+    name = "central"
+    placement = "central"
+    image: Literal["raw", "jpeg"] = "raw"
+    quality: int = Field(default=75, ge=1, le=95)
+    """JPEG only."""
 
-    def train_round(self, round_: int, participants: Sequence[int]) -> Iterator[Step]:
-        for number in participants:
-            device = WholeDevice(number, round_, self.setup, self.model, self.adapters.get(number, self.initial))
-            yield from device.train()
-            self.adapters[number] = device.adapter
-            self.accuracies.pop(number, None)
-
-    def evaluate(self) -> tuple[float, float]:
-        untrained: tuple[float, float] | None = None
-        for number in range(self.setup.training.n_devices):
-            if number in self.accuracies:
-                continue
-            if number not in self.adapters and untrained is not None:
-                self.accuracies[number] = untrained
-                continue
-            set_adapter(self.model, self.adapters.get(number, self.initial))
-            self.accuracies[number] = evaluate(self.setup, self.model.device, self.model.server)
-            if number not in self.adapters:
-                untrained = self.accuracies[number]
-        mean = torch.tensor(list(self.accuracies.values()), dtype=torch.float64).mean(dim=0)
-        return float(mean[0]), float(mean[1])
-
-    def state(self) -> dict[str, Tensor]:
-        adapters = [nest(f"device.{number}", adapter) for number, adapter in self.adapters.items()]
-        known = {f"accuracy.{n}": torch.tensor(pair, dtype=torch.float64) for n, pair in self.accuracies.items()}
-        return {name: tensor for part in (*adapters, known) for name, tensor in part.items()}
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        for number in range(self.setup.training.n_devices):
-            if adapter := under(f"device.{number}", state):
-                self.adapters[number] = adapter
-            if f"accuracy.{number}" in state:
-                on, off = state[f"accuracy.{number}"].tolist()
-                self.accuracies[number] = on, off
-
-
-class _FedRun(Run):
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.model = _whole(setup)
-        self.server = AdapterServer(setup, read_adapter(self.model))
-        self.exchange = InProcessExchange(self.server)
-
-    def train_round(self, round_: int, participants: Sequence[int]) -> Iterator[Step]:
-        self.server.begin_round(round_)
-        for number in participants:
-            start = self.setup.decode_adapter(self.exchange.fetch_adapter(number), self.server.adapter)
-            device = WholeDevice(number, round_, self.setup, self.model, start)
-            yield from device.train()
-            frame = self.setup.encode_adapter(device.adapter, "uplink", round_, number)
-            self.exchange.push_adapter(number, frame)
-        self.server.aggregate()
-
-    def evaluate(self) -> tuple[float, float]:
-        set_adapter(self.model, self.server.adapter)
-        return evaluate(self.setup, self.model.device, self.model.server)
-
-    def state(self) -> dict[str, Tensor]:
-        return nest("adapter", self.server.adapter)
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.server.adapter = under("adapter", state)
-
-
-class _SplitRun(Run):
-    """What all split methods share: the server with its optimiser, and the judged device part."""
-
-    def __init__(self, setup: Setup, copies: bool = False) -> None:
-        super().__init__(setup)
-        self.judged = own_copy(setup.device_part)
-        self.server = SplitServer(setup, read_adapter(self.judged), copies)
-        self.exchange = InProcessExchange(self.server)
-        self.parts: list[DevicePart] = []
-        """Device parts, lent to the participants of each round."""
-
-    def devices(self, numbers: Sequence[int], round_: int) -> list[SplitDevice]:
-        while len(self.parts) < len(numbers):
-            self.parts.append(own_copy(self.setup.device_part))
-        parts = self.parts[: len(numbers)]
-        return [SplitDevice(n, round_, self.setup, part) for n, part in zip(numbers, parts, strict=True)]
-
-    def step(self, device: SplitDevice) -> Step:
-        n_images = device.train_step(self.exchange)
-        return Step(self.server.loss, n_images)
-
-    def evaluate(self) -> tuple[float, float]:
-        set_adapter(self.judged, self.server.adapter)
-        return evaluate(self.setup, self.judged, self.server.part)
-
-    def state(self) -> dict[str, Tensor]:
-        return {
-            **nest("device", self.server.adapter),
-            **nest("server", read_adapter(self.server.part)),
-            **nest("optimizer", optimizer_tensors(self.server.optimizer)),
-        }
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.server.adapter = under("device", state)
-        set_adapter(self.server.part, under("server", state))
-        restore_optimizer(self.server.optimizer, under("optimizer", state))
-
-
-class _SplitFedRun(_SplitRun):
-    def __init__(self, setup: Setup, order: str, copies: bool) -> None:
-        super().__init__(setup, copies)
-        self.order = order
-
-    def train_round(self, round_: int, participants: Sequence[int]) -> Iterator[Step]:
-        self.server.begin_round(round_)
-        devices = self.devices(participants, round_)
-        for device in devices:
-            device.fetch_adapter(self.exchange)
-        for device in self._turns(devices, round_):
-            yield self.step(device)
-        for device in devices:
-            device.push_adapter(self.exchange)
-        self.server.aggregate()
-        self.server.end_round()
-
-    def _turns(self, devices: list[SplitDevice], round_: int) -> Iterator[SplitDevice]:
-        rng = numpy_generator("order", self.setup.dataset, self.setup.seed, round_)
-        while devices:
-            for index in rng.permutation(len(devices)):
-                for _ in range(1 if self.order == "interleaved" else devices[index].remaining):
-                    yield devices[index]
-            devices = [device for device in devices if device.remaining]
-
-
-class _RelayRun(_SplitRun):
-    def train_round(self, round_: int, participants: Sequence[int]) -> Iterator[Step]:
-        self.server.begin_round(round_)
-        rng = numpy_generator("order", self.setup.dataset, self.setup.seed, round_)
-        for number in rng.permutation(participants).tolist():
-            (device,) = self.devices([number], round_)
-            device.fetch_adapter(self.exchange)
-            while device.remaining:
-                yield self.step(device)
-            device.push_adapter(self.exchange)
-            # The mean of the one adapter collected: the next participant starts where this one stopped.
-            self.server.aggregate()
-
-
-class _PeriodicRun(_SplitRun):
-    def __init__(self, setup: Setup, average_every: int) -> None:
-        super().__init__(setup)
-        self.average_every = average_every
-
-    def train_round(self, round_: int, participants: Sequence[int]) -> Iterator[Step]:
-        self.server.begin_round(round_)
-        devices = self.devices(participants, round_)
-        for device in devices:
-            device.fetch_adapter(self.exchange)
-        active, steps = devices, 0
-        while active:
-            for device in active:
-                yield self.step(device)
-                steps += 1
-                if steps % self.average_every == 0:
-                    self._average(devices)
-                    for participant in devices:
-                        participant.fetch_adapter(self.exchange)
-            active = [device for device in active if device.remaining]
-        self._average(devices)
-
-    def _average(self, devices: list[SplitDevice]) -> None:
-        for device in devices:
-            device.push_adapter(self.exchange)
-        self.server.aggregate()
+    def start(self, setup: Setup) -> Run:
+        """See `Algorithm`."""
+        return CentralRun(setup, RawImages() if self.image == "raw" else JpegImages(self.quality))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,18 +49,22 @@ class CheckpointStore:
         for path in self._paths()[_KEPT:]:
             path.unlink()
 
-    def latest(self) -> Checkpoint | None:
-        """The newest intact checkpoint, or None. A damaged one is reported and passed over."""
+    def latest(self, at_most: int) -> Checkpoint | None:
+        """The newest intact checkpoint up to round `at_most`, or None. A damaged one is reported and passed over."""
         for path in self._paths():
             try:
-                return _read(path)
+                checkpoint = _read(path)
             except CheckpointError as error:
                 _log.warning("%s; going back to the checkpoint before it", error)
+                continue
+            if checkpoint.round <= at_most:
+                return checkpoint
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints, once the record is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def keep_newest(self) -> None:
+        """Remove all others, once the record is written: from the newest one, a longer run can go on."""
+        for path in self._paths()[1:]:
+            path.unlink()
 
     def _paths(self) -> list[Path]:
         """Newest first."""

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from tsflora.compression import encode_labels
 from tsflora.federation.exchange import Exchange
 from tsflora.federation.setup import Setup
-from tsflora.federation.training import autocast, check_finite
+from tsflora.federation.training import check_finite, precision
 from tsflora.models import Adapter, DevicePart, WholeModel, read_adapter, set_adapter
 
 
@@ -64,7 +64,7 @@ class SplitDevice:
         batch: np.ndarray = self._batches[self._done]
         self._done += 1
         images, labels = setup.inputs(batch, *stream)
-        with autocast(setup.where, setup.training):
+        with precision(setup.where, setup.training):
             activations, cls_attention = self.part(images)
         activations = activations.float()
         check_finite(activations, "the activations", self.round, self.number)
@@ -100,7 +100,7 @@ class WholeDevice:
         """This round's local epochs, step by step."""
         for number, batch in enumerate(self.setup.batches(self.round, self.number)):
             images, labels = self.setup.inputs(batch, self.round, self.number, number)
-            with autocast(self.setup.where, self.setup.training):
+            with precision(self.setup.where, self.setup.training):
                 logits = self.model(images)
             loss = cross_entropy(logits.float(), labels)
             check_finite(loss, "the loss", self.round, self.number)

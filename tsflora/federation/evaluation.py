@@ -4,7 +4,7 @@ import torch
 
 from tsflora.errors import NumericsError
 from tsflora.federation.setup import Setup
-from tsflora.federation.training import autocast
+from tsflora.federation.training import precision
 from tsflora.models import DevicePart, ServerPart
 
 
@@ -21,12 +21,12 @@ def evaluate(setup: Setup, device_part: DevicePart, server_part: ServerPart) -> 
     correct_on = correct_off = 0
     for start in range(0, len(setup.test), size):
         images, labels = setup.test_inputs(slice(start, start + size))
-        with autocast(setup.where, setup.training):
+        with precision(setup.where, setup.training):
             activations, cls_attention = device_part(images)
         activations = activations.float()
         reduced = codec.reduce(activations, cls_attention, setup.generator("evaluate", "tokens", start))
         received = codec.forward(reduced.tokens, setup.generator("evaluate", "quantizer", start))
-        with autocast(setup.where, setup.training):
+        with precision(setup.where, setup.training):
             logits_off = server_part(activations)
             # A lossless codec needs no second pass.
             logits_on = logits_off if torch.equal(received, activations) else server_part(received)

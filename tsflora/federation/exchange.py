@@ -8,7 +8,7 @@ from tsflora.compression import measure
 
 @runtime_checkable
 class Exchange(Protocol):
-    """What a device can ask of the server. In-process here; a network transport offers the same three calls."""
+    """What a device can ask of the server. In-process here; a network transport offers the same calls."""
 
     def train_step(self, device: int, activations: bytes, labels: bytes) -> bytes:
         """Upload a batch's frames, get its gradient frame."""
@@ -18,6 +18,9 @@ class Exchange(Protocol):
 
     def push_adapter(self, device: int, frame: bytes) -> None:
         """Upload this device's adapter."""
+
+    def push_images(self, device: int, images: bytes, labels: bytes) -> None:
+        """Hand this device's images over, with their labels (central training only)."""
 
 
 class Traffic:
@@ -65,3 +68,8 @@ class InProcessExchange:
     def push_adapter(self, device: int, frame: bytes) -> None:
         """See `Exchange`."""
         self.server.push_adapter(device, self.traffic.count(self.traffic.uplink, frame))
+
+    def push_images(self, device: int, images: bytes, labels: bytes) -> None:
+        """See `Exchange`."""
+        up = self.traffic.uplink
+        self.server.push_images(device, self.traffic.count(up, images), self.traffic.count(up, labels))

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from tsflora.compression import decode_labels
 from tsflora.errors import FrameError
 from tsflora.federation.setup import Setup
-from tsflora.federation.training import autocast, check_finite
+from tsflora.federation.training import check_finite, precision
 from tsflora.models import Adapter, ServerPart, average, own_copy, read_adapter, set_adapter
 
 
@@ -54,6 +54,11 @@ class AdapterServer:
         del activations, labels
         raise FrameError(f"device {device} sent activations to a server that trains no blocks")
 
+    def push_images(self, device: int, images: bytes, labels: bytes) -> None:
+        """Refused: images stay on their devices."""
+        del images, labels
+        raise FrameError(f"device {device} sent images to a server that takes none")
+
 
 class SplitServer(AdapterServer):
     """Adds the blocks after the cut: one shared server adapter, stepped at every batch that arrives (SplitFed-v2).
@@ -87,7 +92,7 @@ class SplitServer(AdapterServer):
         setup = self.setup
         tokens, targets = self._read(device, activations, labels)
         part, optimizer = self._part_for(device)
-        with autocast(setup.where, setup.training):
+        with precision(setup.where, setup.training):
             logits = part(tokens)
         loss = cross_entropy(logits.float(), targets)
         check_finite(loss, "the loss", self.round, device)

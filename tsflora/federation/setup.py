@@ -42,16 +42,22 @@ class Setup:
 
     def inputs(self, batch: np.ndarray, round_: int, device: int, step: int) -> tuple[Tensor, Tensor]:
         """Augmented, normalised training images (B x 3 x S x S) and labels (B) of one mini-batch."""
-        augment = None if self.augment is None else self.generator("augment", round_, device, step)
-        images = to_input(
-            self.train.images[batch], self.image_size, self.mean, self.std, self.where, self.augment, augment
-        )
+        images = self.training_inputs(self.train.images[batch], round_, device, step)
         return images, torch.from_numpy(self.train.labels[batch]).to(self.where)
+
+    def training_inputs(self, images: np.ndarray, round_: int, device: int, step: int) -> Tensor:
+        """Augmented, normalised inputs (B x 3 x S x S) of these uint8 images, as this step of a device sees them."""
+        augment = None if self.augment is None else self.generator("augment", round_, device, step)
+        return to_input(images, self.image_size, self.mean, self.std, self.where, self.augment, augment)
 
     def test_inputs(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Normalised test images and labels, never augmented."""
-        images = to_input(self.test.images[rows], self.image_size, self.mean, self.std, self.where)
+        images = self.plain_inputs(self.test.images[rows])
         return images, torch.from_numpy(self.test.labels[rows]).to(self.where)
+
+    def plain_inputs(self, images: np.ndarray) -> Tensor:
+        """Normalised inputs of these uint8 images, not augmented."""
+        return to_input(images, self.image_size, self.mean, self.std, self.where)
 
     def generator(self, *names: object) -> torch.Generator:
         """The random stream called `names` in this data set and seed, on the compute device."""

@@ -1,6 +1,7 @@
 """The cut: embedding and the first blocks on the device, the other blocks and the head on the server."""
 
 import copy
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -8,6 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from tsflora.errors import ConfigError
+
+Placement = Literal["local", "federated", "split", "central"]
+"""Who runs what: `local` the device runs the whole model and sends nothing; `federated` the same, and adapters travel;
+`split` the device runs the blocks before the cut; `central` the device sends images and the server trains."""
 
 
 class DevicePart(nn.Module):
