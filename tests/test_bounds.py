@@ -1,0 +1,96 @@
+"""Figures of the theory: what is drawn is what was measured, and the ranking is a rank correlation."""
+
+import math
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from tsflora.report import bounds
+from tsflora.report.style import COLUMN_IN
+from tsflora.theory import ConvergenceBound
+
+
+def rows():
+    """A grid as `theory.measure` returns it, with numbers that tell each column from the others."""
+    return pd.DataFrame(
+        {
+            "cut": 2,
+            "n_tokens": tokens,
+            "bits": bits,
+            "selection_measured": 50.0 - tokens,
+            "selection_diameter_bound": 2 * (50.0 - tokens),
+            "selection_norm_bound": 4 * (50.0 - tokens),
+            "rounding_measured": 2.0 * 4.0**-bits,
+            "rounding_bound": 3.0 * 4.0**-bits,
+            "rounding_signal": 1.0,
+            "total_signal": 100.0,
+            "scattered_perturbation": 0.1 * (51 - tokens) + 4.0**-bits,
+            "transmitted_perturbation": 0.2 * (51 - tokens) + 4.0**-bits,
+            "perturbation_bound": 0.3 * (51 - tokens) + 4.0**-bits,
+            "gradient_squared": 2.0,
+        }
+        for tokens in (50, 10, 30)
+        for bits in (8, 2)
+    )
+
+
+def lines(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[float]]]:
+    drawn = figure.axes[panel].get_lines()
+    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in drawn}
+
+
+@pytest.mark.parametrize("width_in", [7.0, COLUMN_IN])
+def test_distortion_draws_measured_and_bounds(width_in):
+    figure = bounds.distortion(rows(), width_in)
+    selection, rounding = lines(figure, 0), lines(figure, 1)
+    assert selection["measured"] == ([10, 30], [0.4, 0.2]), "50 tokens distort nothing, and log axes know no zero"
+    assert selection["bound, radius"][1] == [0.8, 0.4]
+    assert selection["bound, norm"][1] == [1.6, 0.8]
+    assert rounding["measured"] == ([2, 8], [2 * 4.0**-2, 2 * 4.0**-8])
+    assert rounding["bound"][1] == [3 * 4.0**-2, 3 * 4.0**-8]
+
+
+def test_perturbation_is_relative_to_the_gradient_with_a_bound_on_the_left_only():
+    figure = bounds.perturbation(rows())
+    left, right = lines(figure, 0), lines(figure, 1)
+    assert left["2 bits"][1] == pytest.approx([(0.1 * (51 - n) + 1 / 16) / 2 for n in (10, 30, 50)])
+    assert right["8 bits"][1] == pytest.approx([(0.2 * (51 - n) + 4.0**-8) / 2 for n in (10, 30, 50)])
+    assert "_bound" in left
+    assert "_bound" not in right
+
+
+def test_convergence_stacks_the_four_terms():
+    figure = bounds.convergence({"a": ConvergenceBound(1.0, 2.0, 3.0, 4.0), "b": ConvergenceBound(0.0, 0.0, 0.0, 5.0)})
+    bars = figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == [1, 0, 2, 0, 3, 0, 4, 5]
+    assert max(bar.get_x() + bar.get_width() for bar in bars) == 10
+
+
+def settings(values):
+    return pd.DataFrame([{"cut": 2, "n_tokens": n, "bits": b} | rest for (n, b), rest in values.items()])
+
+
+def test_ranking_is_spearmans_over_mean_accuracies():
+    predicted = settings(
+        {(10, 8): {"perturbation": 3.0}, (20, 8): {"perturbation": 2.0}, (30, 8): {"perturbation": 1.0}}
+    )
+    measured = settings(
+        {(10, 8): {"accuracy": 0.5}, (20, 8): {"accuracy": 0.6}, (30, 8): {"accuracy": 0.7}, (40, 8): {"accuracy": 0.1}}
+    )
+    again = measured.assign(accuracy=measured["accuracy"] + 0.1)
+    joined, correlation = bounds.ranking(predicted, pd.concat([measured, again]))
+    assert correlation == pytest.approx(-1)
+    assert joined["mean"].tolist() == pytest.approx([0.75, 0.65, 0.55])
+    assert joined["count"].tolist() == [2, 2, 2]
+    _, swapped = bounds.ranking(predicted, measured.assign(accuracy=1 - measured["accuracy"]))
+    assert swapped == pytest.approx(1)
+    assert len(bounds.ranking_figure(joined, correlation).axes[0].texts) == 3
+
+
+def test_without_runs_the_ranking_says_so():
+    predicted = settings({(10, 8): {"perturbation": 3.0}})
+    joined, correlation = bounds.ranking(predicted, settings({(9, 8): {"accuracy": 0.5}}))
+    assert math.isnan(correlation)
+    figure = bounds.ranking_figure(joined, correlation)
+    assert "no runs" in figure.axes[0].texts[0].get_text()
