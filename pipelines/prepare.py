@@ -1,4 +1,4 @@
-"""First stages of a study: load what it starts from once, check it, and leave a copy for the runs."""
+"""What a study starts from: images and backbone, loaded once and checked, and runs that are finished already."""
 
 import json
 import logging
@@ -11,8 +11,10 @@ from command import one_line_errors
 from tsflora.config import did_you_mean
 from tsflora.errors import ConfigError
 from tsflora.prepared import prepare_backbone, prepare_images
+from tsflora.records import config_digest
+from tsflora.report.collection import read_jsonl
 from tsflora.settings import Settings
-from tsflora.study import StudyConfig
+from tsflora.study import StudyConfig, record_path
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -47,6 +49,31 @@ def backbone(
     with one_line_errors():
         settings = Settings.from_environment(weights_dir=weights_dir)
         print(json.dumps(prepare_backbone(StudyConfig.read(params).backbone, settings, output), indent=1))
+
+
+@app.command()
+def records(
+    source: Annotated[Path, typer.Argument(help="A study's committed records, one a line.")],
+    output: Annotated[Path, typer.Argument(help="The folder of records that its run stages write below.")],
+    params: Params = Path("params.yaml"),
+) -> None:
+    """Lay committed records where run stages look for finished ones, so that a grown study runs only what is new.
+
+    A stage takes a record only if everything that its numbers depend on is the same; any other is run again.
+    """
+    with one_line_errors():
+        study = StudyConfig.read(params)
+        known = {record.config_sha256: record for record in read_jsonl(source).complete}
+        places = {}
+        for cell in study.all_cells():
+            stage = f"sweep_{cell.sweep}" if cell.sweep else cell.method_key
+            if not cell.sweep and len(study.datasets) > 1:
+                stage = f"{cell.dataset_name}-{stage}"
+            places[config_digest(cell.dump())] = record_path(output / stage, cell)
+        found = known.keys() & places.keys()
+        for digest in found:
+            known[digest].write(places[digest])
+        print(f"{len(found)} of {len(places)} planned records -> {output}")
 
 
 if __name__ == "__main__":

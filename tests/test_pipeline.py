@@ -13,7 +13,8 @@ from test_study import study_values
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-STUDIES = [ROOT / "dvc.yaml", *sorted(ROOT.glob("pipelines/*/dvc.yaml"))]
+PIPELINES = ROOT / "pipelines"
+STUDIES = [ROOT / "dvc.yaml", ROOT / "pipelines" / "cifar" / "dvc.yaml"]
 
 
 def script(name, *arguments, cwd=ROOT):
@@ -108,13 +109,31 @@ def test_notebook_script_names_unknown_parameters_and_files(tmp_path, params):
     assert_one_line_error(outcome, "no.ipynb does not exist")
 
 
+def test_committed_records_are_read_and_not_run_again(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(study_values(seeds=[0], partitions={"iid": {"name": "iid"}})))
+    notebook = [ROOT / "notebooks" / "fed_lora.ipynb", tmp_path / "executed.ipynb", "--params", path]
+    stage = ["-p", "methods=[fed_lora]", "-p", "partitions=null", "-p", "seeds=null"]
+    outcome = script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'first' / 'fed_lora'}")
+    assert outcome.returncode == 0, outcome.stderr
+    joined = tmp_path / "records.jsonl"
+    assert script("collect.py", tmp_path / "first", joined, "--params", path).returncode == 0
+    outcome = script("prepare.py", "records", joined, tmp_path / "second", "--params", path)
+    assert "1 of 2 planned records" in outcome.stdout, outcome.stderr
+    (before,) = (tmp_path / "first").rglob("*.json")
+    after = tmp_path / "second" / before.relative_to(tmp_path / "first")
+    assert after.read_bytes() == before.read_bytes()
+    script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'second' / 'fed_lora'}")
+    assert after.read_bytes() == before.read_bytes(), "a second training would have other clocks"
+
+
 def test_collect_without_records_is_one_line(tmp_path):
     assert_one_line_error(script("collect.py", tmp_path, tmp_path / "records.jsonl"), "no run records")
 
 
-@pytest.mark.parametrize("name", ["prepare.py", "notebook.py", "collect.py", "benchmark.py", "pretrain_micro.py"])
-def test_every_script_has_help(name):
-    outcome = script(name, "--help")
+@pytest.mark.parametrize("path", sorted(path for path in PIPELINES.glob("*.py") if path.stem != "command"), ids=str)
+def test_every_script_has_help(path):
+    outcome = script(path.name, "--help")
     assert outcome.returncode == 0
     assert "Usage" in outcome.stdout
 
@@ -136,10 +155,11 @@ LOADED = (
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
 def test_a_run_depends_on_every_module_that_it_loads(dvc_yaml):
     loaded = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
-    dependencies = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]["do"]["deps"]
-    known = [(dvc_yaml.parent / dependency).resolve() for dependency in dependencies if "$" not in dependency]
-    for module in map(Path, loaded.stdout.splitlines()):
-        assert any(module.is_relative_to(path) for path in known), module
+    for stage in ("run", "sweep"):
+        dependencies = yaml.safe_load(dvc_yaml.read_text())["stages"][stage]["do"]["deps"]
+        known = [(dvc_yaml.parent / dependency).resolve() for dependency in dependencies if "$" not in dependency]
+        for module in map(Path, loaded.stdout.splitlines()):
+            assert any(module.is_relative_to(path) for path in known), (stage, module)
 
 
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
@@ -150,6 +170,17 @@ def test_every_run_stage_names_a_method_and_a_notebook_that_exist(dvc_yaml):
         method, notebook = (key, cell) if isinstance(cell, str) else (cell["method"], cell["notebook"])
         assert method in methods
         assert (ROOT / "notebooks" / f"{notebook}.ipynb").exists()
+
+
+@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
+def test_every_sweep_and_method_has_a_stage(dvc_yaml):
+    study = yaml.safe_load((dvc_yaml.parent / "params.yaml").read_text())
+    stages = yaml.safe_load(dvc_yaml.read_text())["stages"]
+    assert stages["sweep"]["foreach"] == list(study["sweeps"])
+    cells = stages["run"]["foreach"]
+    run = {(cell["dataset"], cell["method"]) if isinstance(cell, dict) else (*study["datasets"], key)
+           for key, cell in cells.items()}  # fmt: skip
+    assert run == {(dataset, method) for dataset in study["datasets"] for method in study["methods"]}
 
 
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)

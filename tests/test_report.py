@@ -103,7 +103,6 @@ def test_a_missing_or_empty_jsonl_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("records", "expected"),
     [
-        ([], "at least one complete run"),
         ([make_record(status="failed", error="boom")], "failed.*boom"),
         ([make_record(accuracies=[])], "no rounds"),
         ([make_record(participants=())], "no rounds with participants"),
@@ -481,3 +480,8 @@ def test_records_stay_as_they_were():
         draw(records)
     assert [run.model_dump_json() for run in records] == before
     assert all(isinstance(run, RunRecord) for run in records)
+
+
+def test_without_runs_the_frame_is_empty_and_has_the_same_columns():
+    assert list(report.runs_frame([]).columns) == list(report.runs_frame([make_record()]).columns)
+    assert report.runs_frame([]).empty

@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from tsflora.report import panels
-from tsflora.report.style import COLUMN_IN, DOUBLE_COLUMN_IN, theme
+from tsflora.report.style import BITS_COLOURS, COLUMN_IN, DOUBLE_COLUMN_IN, theme
 from tsflora.theory import ConvergenceBound
 
 _MEASURED = {"color": "#000000", "marker": "o", "linestyle": "-"}
 _BOUND = {"color": "#D55E00", "marker": "^", "linestyle": "--"}
 _LOOSE = {"color": "#8C8C8C", "marker": "v", "linestyle": ":"}
-_BITS = {2: "#D55E00", 4: "#CC79A7", 8: "#0072B2", 16: "#009E73"}
 _TERMS = {"gap": "#BBBBBB", "drift": "#56B4E9", "sampling": "#E69F00", "compression": "#000000"}
 
 
@@ -61,7 +60,7 @@ def perturbation(rows: pd.DataFrame, width_in: float = DOUBLE_COLUMN_IN) -> Figu
         ):
             for bits in sorted(set(rows["bits"])):
                 seen = rows[rows["bits"] == bits].sort_values("n_tokens")
-                style = {"color": _BITS.get(bits, "#8C8C8C"), "marker": "o", "linestyle": "-"}
+                style = {"color": BITS_COLOURS.get(bits, "#8C8C8C"), "marker": "o", "linestyle": "-"}
                 relative = seen[f"{kind}_perturbation"] / seen["gradient_squared"]
                 _log_line(axis, seen["n_tokens"], relative, f"{bits} bits", style)
                 if kind == "scattered":
@@ -119,7 +118,7 @@ def ranking_figure(joined: pd.DataFrame, correlation: float, width_in: float = C
             seen = joined[joined["bits"] == bits]
             mean = 100 * seen["mean"]
             spread = np.array([mean - 100 * seen["min"], 100 * seen["max"] - mean])
-            colour = _BITS.get(bits, "#8C8C8C")
+            colour = BITS_COLOURS.get(bits, "#8C8C8C")
             axis.errorbar(seen["perturbation"], mean, yerr=spread, fmt="o", color=colour, lw=0.7, label=f"{bits} bits")
             for sent, x, y in zip(seen["n_tokens"], seen["perturbation"], mean, strict=True):
                 axis.annotate(str(sent), (x, y), (3, 3), textcoords="offset points", fontsize=6)

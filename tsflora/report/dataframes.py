@@ -16,8 +16,19 @@ CELL = ["dataset", "partition", "method"]
 """What seeds are averaged within."""
 
 
+_RUN_COLUMNS = [
+    *CELL,
+    *("label", "seed", "rounds", "device_rounds", "accuracy", "accuracy_uncompressed"),
+    *(f"{way}_{part}bytes" for way in DIRECTIONS for part in (*(f"{kind}_" for kind in KINDS), "")),
+    "total_bytes",
+    *(f"{way}_{per}" for way in (*DIRECTIONS, "total") for per in ("bytes_per_round", "mib_per_device_round")),
+    "seconds",
+]
+"""Of `runs_frame`, for when there are no runs to take them from; a test holds the two equal."""
+
+
 def runs_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """One row per run, in report order.
+    """One row per run, in report order; without runs an empty frame with the same columns.
 
     Accuracies are fractions after the last round. `*_bytes` are sums over rounds and devices, `*_bytes_per_round`
     their mean per round, and `*_mib_per_device_round` the mean of one participant in one round.
@@ -26,7 +37,7 @@ def runs_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
         DataError: a failed, empty or unevaluated run, two runs of the same cell and seed, or seeds of one cell that
             were trained for different numbers of rounds.
     """
-    frame = pd.DataFrame([_run_row(run) for run in _checked(records)])
+    frame = pd.DataFrame([_run_row(run) for run in _checked(records)], columns=None if records else _RUN_COLUMNS)
     for cell, runs in frame.groupby(CELL, sort=False):
         if runs["rounds"].nunique() > 1:
             counts = dict(zip(runs["seed"], runs["rounds"], strict=True))
@@ -132,8 +143,6 @@ def _run_row(run: RunRecord) -> dict[str, Any]:
 
 def _checked(records: Sequence[RunRecord]) -> list[RunRecord]:
     """Records in report order, after the checks that no later number may rest on a broken run."""
-    if not records:
-        raise DataError("a report needs at least one complete run; given: none")
     seen: set[tuple[str, str, str, int]] = set()
     for run in records:
         key = (run.dataset, run.partition, run.method, run.seed)

@@ -1,7 +1,7 @@
 """Figures: records in, a matplotlib figure out. Intervals are 95 % t-intervals over seeds; the note counts the seeds.
 
 Every function takes complete records and the figure's width in inches (3.35 for one column of a paper, 7 for two),
-and raises `DataError` as `runs_frame` does.
+and raises `DataError` as `runs_frame` does; where there are no records yet, the figure says so.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,13 @@ from tsflora.report.statistics import mean_interval
 from tsflora.report.style import DOUBLE_COLUMN_IN, theme
 
 _CURVE_HEIGHT_IN = 2.1
+_NOTHING = "No runs yet."
 
 
 def accuracy_by_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
     """Test accuracy against communication round: a panel per data set (rows) and partition (columns)."""
+    if not records:
+        return panels.sentence(_NOTHING, width_in)
     with theme():
         rounds = rounds_frame(records).dropna(subset="accuracy")
         figure, axes = panels.grid(rounds, width_in, _CURVE_HEIGHT_IN, "all")
@@ -42,6 +45,8 @@ def accuracy_by_bytes(records: Sequence[RunRecord], width_in: float = DOUBLE_COL
 
     A method that sends nothing has no place on a log axis: it is a level line at its final accuracy, named as such.
     """
+    if not records:
+        return panels.sentence(_NOTHING, width_in)
     with theme():
         rounds = rounds_frame(records).dropna(subset="accuracy")
         figure, axes = panels.grid(rounds, width_in, _CURVE_HEIGHT_IN, "all")
@@ -67,6 +72,8 @@ def accuracy_by_bytes(records: Sequence[RunRecord], width_in: float = DOUBLE_COL
 
 def bytes_per_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
     """MiB of one participant in one round by kind: uplink left, downlink right, a row per data set and partition."""
+    if not records:
+        return panels.sentence(_NOTHING, width_in)
     with theme():
         traffic = bytes_frame(records)
         cells = list(traffic.groupby(["dataset", "partition"], sort=False))
@@ -107,6 +114,8 @@ def bytes_per_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUM
 
 def final_accuracy(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
     """Accuracy after the last round: mean, its interval, and every seed as a small dot."""
+    if not records:
+        return panels.sentence(_NOTHING, width_in)
     with theme():
         frame = runs_frame(records)
         methods = sorted(set(frame["method"]), key=method_rank)

@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from tsflora.records import KINDS
 from tsflora.report.naming import method_rank, partition_label, partition_rank, significant_digits
 from tsflora.report.statistics import mean_interval
-from tsflora.report.style import COLUMN_IN, KIND_COLOURS, MethodStyle, style_of
+from tsflora.report.style import COLUMN_IN, KIND_COLOURS, MethodStyle, style_of, theme
 
 _BAND_ALPHA = 0.13
 _NOTE_PT = 6
@@ -189,9 +189,18 @@ def finish(figure: Figure, handles: Sequence[Artist], note: str, legend_columns:
     plt.close(figure)
 
 
-def seed_counts(runs: pd.DataFrame) -> str:
+def sentence(text: str, width_in: float) -> Figure:
+    """What stands where there is nothing to draw."""
+    with theme():
+        figure = plt.figure(figsize=(width_in, 0.8))
+        figure.text(0.5, 0.5, textwrap.fill(text, int(20 * width_in)), ha="center", va="center")
+    plt.close(figure)
+    return figure
+
+
+def seed_counts(runs: pd.DataFrame, cell: Sequence[str] = ("dataset", "partition", "method")) -> str:
     """`n = 3 seeds.`, or the span where cells differ; a cell with one seed has no interval, which is said too."""
-    counts = runs.groupby(["dataset", "partition", "method"])["seed"].nunique()
+    counts = runs.groupby(list(cell), dropna=False)["seed"].nunique()
     least, most = int(counts.min()), int(counts.max())
     span = f"n = {least}" if least == most else f"n = {least}–{most}"
     alone = " No interval at n = 1." if least == 1 else ""

@@ -43,6 +43,14 @@ def _setting(subject: str, value: float, unit: str, basis: Basis) -> PaperValue:
     return PaperValue("setting", subject, value, unit, sources[basis], basis)
 
 
+def _table_two(device: str, compute_share: float, memory_share: float) -> tuple[PaperValue, PaperValue]:
+    source = f"{_PAPER}, Table II"
+    return (
+        PaperValue("compute share", device, compute_share, "", source, "printed"),
+        PaperValue("memory share", device, memory_share, "", source, "printed"),
+    )
+
+
 VALUES = (
     _table_one("communication per round", "CL", 229.2, "MB"),
     _table_one("communication per round", "FL", 15.8, "MB"),
@@ -50,6 +58,13 @@ VALUES = (
     _table_one("communication per round", "SFL ViT-B/16", 233.5, "MB"),
     _table_one("device memory", "SFL ViT-B/32", 1.1, "GB"),
     _table_one("device memory", "SFL ViT-B/16", 2.3, "GB"),
+    *_table_two("devices 0-2", 0.05, 0.08),
+    *_table_two("devices 3-6", 0.10, 0.10),
+    *_table_two("devices 7-9", 0.15, 0.12),
+    PaperValue("device memory", "limit", 4.0, "GB", f"{_PAPER}, Fig. 4a", "printed"),
+    PaperValue("uplink rate", "latency by method", 10.0, "Mbps", f"{_PAPER}, Fig. 4c", "printed"),
+    PaperValue("uplink rate", "latency by rate, lowest", 5.0, "Mbps", f"{_PAPER}, Fig. 4d", "printed"),
+    PaperValue("uplink rate", "latency by rate, highest", 20.0, "Mbps", f"{_PAPER}, Fig. 4d", "printed"),
     PaperValue("communication reduction", "TSFLora vs uncompressed SFL", 6.8, "x", f"{_PAPER}, text", "printed"),
     PaperValue("saving", "TSFLora vs uncompressed SFL", 41.0, "%", f"{_PAPER}, text", "printed"),
     _setting("rounds", 50.0, "", "printed"),
@@ -70,6 +85,18 @@ VALUES = (
 def paper_frame() -> pd.DataFrame:
     """`VALUES` as a frame, one row each."""
     return pd.DataFrame([asdict(value) for value in VALUES])
+
+
+def paper_value(quantity: str, subject: str) -> float:
+    """One number of `VALUES`, in its printed unit.
+
+    Raises:
+        ConfigError: the paper has no such number.
+    """
+    for value in VALUES:
+        if (value.quantity, value.subject) == (quantity, subject):
+            return value.value
+    raise ConfigError(f"paper value: given {quantity!r} of {subject!r}; allowed: the rows of paper_frame()")
 
 
 def full_tokens(n_patches: int, convention: Literal["paper", "plain"]) -> int:

@@ -62,10 +62,36 @@ KIND_COLOURS = {
     "activations": "#004488",
     "gradients": "#BB5566",
     "adapters": "#DDAA33",
+    "images": "#66AABB",
     "labels": "#000000",
     "headers": "#888888",
 }
 """Colour of each kind of byte (Paul Tol's "high contrast" and greys)."""
+
+PHASE_COLOURS = {"device": "#EE8866", "uplink": "#4477AA", "server": "#BBBBBB", "downlink": "#77AADD"}
+"""Colour of each phase of a round (Paul Tol's "light" and "bright"); the two directions of traffic are two blues."""
+
+BITS_COLOURS = {2: "#D55E00", 4: "#CC79A7", 8: "#0072B2", 16: "#009E73"}
+"""Colour of each bit width where the axis is something else (Okabe and Ito)."""
+FULL_COLOUR = "#000000"
+"""Colour of full precision, in which nothing is compressed."""
+
+TOKEN_MARKERS = {10: "v", 20: "D", 30: "o", 40: "s", 50: "^"}
+"""Marker of each number of transmitted tokens."""
+TOKEN_COLOURS = {10: "#C7B52B", 20: "#5DA86B", 30: "#2C8A8C", 40: "#35608D", 50: "#46196E"}
+"""Colour of each number of transmitted tokens where the axis is bits (viridis, without its palest part)."""
+
+
+BITS_MARKERS = {2: "v", 4: "D", 8: "s"}
+"""Marker of each bit width where the axis is something else."""
+
+CHOICE_LOOKS = {
+    ("top_k_merge", "attention"): ("#009E73", "^", "-"),
+    ("top_k_merge", "none"): ("#56B4E9", "v", "--"),
+    ("random", "attention"): ("#D55E00", "X", ":"),
+    ("feature_norm", "attention"): ("#CC79A7", "D", "-."),
+}
+"""Colour, marker and line of each way to choose tokens: selection and merged token (Okabe and Ito)."""
 
 
 def style_of(method: str, label: str) -> MethodStyle:

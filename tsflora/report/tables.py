@@ -1,5 +1,6 @@
 """Tables: raw numbers in long form for machines, and printed cells in the layout of the paper for people."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,15 @@ import pandas as pd
 from tsflora.config import did_you_mean
 from tsflora.errors import DataError
 from tsflora.records import KINDS, RunRecord
+from tsflora.report.coverage import PlannedRun
 from tsflora.report.dataframes import CELL, DIRECTIONS, MIB, runs_frame
-from tsflora.report.naming import REFERENCE, method_rank, partition_label, partition_rank, significant_digits
-from tsflora.report.statistics import mean_interval, paired_difference
+from tsflora.report.naming import METHODS, REFERENCE, method_rank, partition_label, partition_rank, significant_digits
+from tsflora.report.statistics import PairedDifference, mean_interval, paired_difference
 
 MISSING = "–"
 NOT_SIGNIFICANT = "n.s."
+DIFFERENCE = ("difference", "low", "high", "n", "p_value", "bootstrap_low", "bootstrap_high", "significant")
+"""Columns of a paired difference in a frame of raw numbers."""
 _SMALL_KINDS = ("labels", "headers")
 """Printed in KiB: in MiB they would be zeros."""
 
@@ -22,11 +26,14 @@ _SMALL_KINDS = ("labels", "headers")
 def accuracy_means(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Final accuracy per data set, partition and method: mean and 95 % t-interval over n seeds, as fractions.
 
-    `mean_uncompressed` is the accuracy of the same adapters with compression off.
+    `mean_uncompressed` is the accuracy of the same adapters with compression off. No records give an empty frame.
 
     Raises:
         DataError: as `runs_frame`.
     """
+    columns = [*CELL, "label", "mean", "low", "high", "n", "mean_uncompressed"]
+    if not records:
+        return pd.DataFrame(columns=columns)
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), runs in runs_frame(records).groupby(CELL, sort=False):
         interval = mean_interval(runs["accuracy"])
@@ -43,39 +50,58 @@ def accuracy_means(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "mean_uncompressed": runs["accuracy_uncompressed"].mean(),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=columns)
 
 
-def accuracy_table(records: Sequence[RunRecord], planned_seeds: int | None = None) -> pd.DataFrame:
+def accuracy_table(
+    records: Sequence[RunRecord], planned_seeds: int | None = None, planned: Sequence[PlannedRun] = ()
+) -> pd.DataFrame:
     """The layout of the TSFLora paper's Table III: methods down, data sets and partitions across, in percent.
 
     A cell is `mean ± half-width (n)`, the 95 % t-interval over n seeds; one seed has no `±`. With `planned_seeds`, a
-    cell with fewer shows `(n/planned)`. A method that was not run shows `–`.
+    cell with fewer shows `(n/planned)`. A method that was not run shows `–`. With the `planned` runs, every method,
+    data set and partition among them has its place, `– (0/3)` where none of three is in. Nothing run and nothing
+    planned is an empty table whose one heading says so.
 
     Raises:
         DataError: as `runs_frame`.
     """
 
     def cell(row: Mapping[Hashable, Any]) -> str:
-        n = row["n"]
-        count = f"{n}/{planned_seeds}" if planned_seeds is not None and n < planned_seeds else f"{n}"
-        spread = f" ± {50 * (row['high'] - row['low']):.1f}" if n > 1 else ""
-        return f"{100 * row['mean']:.1f}{spread} ({count})"
+        return accuracy_cell(row, seeds.get((row["dataset"], row["partition"], row["method"]), planned_seeds))
 
-    return _by_method(accuracy_means(records), cell)
+    seeds = Counter((run.dataset_name, run.partition_name, run.method_key) for run in planned)
+    absent = {name: f"{MISSING} (0/{count})" for name, count in seeds.items()}
+    return (
+        _by_method(accuracy_means(records), cell, planned, absent) if records or planned else no_table("No runs yet.")
+    )
 
 
-def accuracy_differences(records: Sequence[RunRecord], reference: str = REFERENCE) -> pd.DataFrame:
+def accuracy_cell(row: Mapping[Hashable, Any], planned: int | None = None) -> str:
+    """One mean with its interval for people, in percent; `n/planned` where runs of the cell are missing."""
+    n = row["n"]
+    count = f"{n}/{planned}" if planned is not None and n < planned else f"{n}"
+    spread = f" ± {50 * (row['high'] - row['low']):.1f}" if n > 1 else ""
+    return f"{100 * row['mean']:.1f}{spread} ({count})"
+
+
+def accuracy_differences(
+    records: Sequence[RunRecord], reference: str = REFERENCE, planned: Sequence[PlannedRun] = ()
+) -> pd.DataFrame:
     """Final accuracy of each method minus the reference's, paired by seed, as fractions.
 
     One row per data set, partition and method that shares a seed with the reference. `significant` is whether the
-    95 % t-interval of that one difference leaves out 0; there is no correction for several methods.
+    95 % t-interval of that one difference leaves out 0; there is no correction for several methods. No rows while
+    the reference, a method of the suite or a `planned` one, has not been run.
 
     Raises:
-        DataError: the reference was not run, or as `runs_frame`.
+        DataError: a reference that is neither run nor known nor planned, or as `runs_frame`.
     """
+    columns = [*CELL, "label", "reference", *DIFFERENCE]
+    if not records:
+        return pd.DataFrame(columns=columns)
     runs = runs_frame(records)
-    if reference not in set(runs["method"]):
+    if reference not in {*runs["method"], *METHODS, *(run.method_key for run in planned)}:
         known = did_you_mean(reference, set(runs["method"]))
         raise DataError(f"reference method {reference!r} is not in the records; {known}")
     by_seed = {
@@ -96,37 +122,44 @@ def accuracy_differences(records: Sequence[RunRecord], reference: str = REFERENC
                 "method": method,
                 "label": labels[method],
                 "reference": reference,
-                "difference": found.interval.mean,
-                "low": found.interval.low,
-                "high": found.interval.high,
-                "n": found.interval.n,
-                "p_value": found.p_value,
-                "bootstrap_low": found.bootstrap_low,
-                "bootstrap_high": found.bootstrap_high,
-                "significant": found.significant,
+                **difference_numbers(found),
             }
         )
-    columns = [*CELL, "label", "reference", "difference", "low", "high", "n", "p_value"]
-    return pd.DataFrame(rows, columns=[*columns, "bootstrap_low", "bootstrap_high", "significant"])
+    return pd.DataFrame(rows, columns=columns)
 
 
-def difference_table(records: Sequence[RunRecord], reference: str = REFERENCE) -> pd.DataFrame:
+def difference_numbers(found: PairedDifference) -> dict[str, Any]:
+    """A paired difference as the columns `DIFFERENCE` of a frame."""
+    interval = found.interval
+    bootstrap = (found.bootstrap_low, found.bootstrap_high)
+    values = (interval.mean, interval.low, interval.high, interval.n, found.p_value, *bootstrap, found.significant)
+    return dict(zip(DIFFERENCE, values, strict=True))
+
+
+def difference_table(
+    records: Sequence[RunRecord], reference: str = REFERENCE, planned: Sequence[PlannedRun] = ()
+) -> pd.DataFrame:
     """`accuracy_differences` for people: `difference [low, high] (n)` in percentage points, layout of `accuracy_table`.
 
-    A difference whose interval includes 0 carries `n.s.`; one seed shows `untested`.
+    A difference whose interval includes 0 carries `n.s.`; one seed shows `untested`. `planned` as in `accuracy_table`.
 
     Raises:
         DataError: as `accuracy_differences`.
     """
+    differences = accuracy_differences(records, reference, planned)
+    if differences.empty and reference not in {run.method for run in records}:
+        return no_table(f"No runs of the reference {reference} yet, so no differences.")
+    others = [run for run in planned if run.method_key != reference]
+    return _by_method(differences, difference_cell, others)
 
-    def cell(row: Mapping[Hashable, Any]) -> str:
-        difference = _signed(100 * row["difference"])
-        if row["n"] == 1:
-            return f"{difference} (1) untested"
-        mark = "" if row["significant"] else f" {NOT_SIGNIFICANT}"
-        return f"{difference} [{_signed(100 * row['low'])}, {_signed(100 * row['high'])}] ({row['n']}){mark}"
 
-    return _by_method(accuracy_differences(records, reference), cell)
+def difference_cell(row: Mapping[Hashable, Any]) -> str:
+    """One row of `DIFFERENCE` columns for people, in percentage points."""
+    difference = signed(100 * row["difference"])
+    if row["n"] == 1:
+        return f"{difference} (1) untested"
+    mark = "" if row["significant"] else f" {NOT_SIGNIFICANT}"
+    return f"{difference} [{signed(100 * row['low'])}, {signed(100 * row['high'])}] ({row['n']}){mark}"
 
 
 def traffic_means(records: Sequence[RunRecord], reference: str = REFERENCE) -> pd.DataFrame:
@@ -139,8 +172,11 @@ def traffic_means(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
     Raises:
         DataError: as `runs_frame`.
     """
-    runs = runs_frame(records)
     parts = [f"{direction}_{kind}" for direction in DIRECTIONS for kind in KINDS] + ["uplink", "downlink", "total"]
+    numbers = [f"{part}_mib" for part in parts] + ["uplink_activations_ratio", "total_ratio"]
+    if not records:
+        return pd.DataFrame(columns=[*CELL, "label", *numbers])
+    runs = runs_frame(records)
     traffic = runs[[*CELL, "label", "seed"]].copy()
     for part in parts:
         traffic[f"{part}_mib"] = runs[f"{part}_bytes"] / runs["device_rounds"] / MIB
@@ -150,7 +186,6 @@ def traffic_means(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
     for part in ("uplink_activations", "total"):
         sent_mib = paired[f"{part}_mib"].where(paired[f"{part}_mib"] > 0)
         paired[f"{part}_ratio"] = paired[f"{part}_mib_reference"] / sent_mib
-    numbers = [f"{part}_mib" for part in parts] + ["uplink_activations_ratio", "total_ratio"]
     return paired.groupby([*CELL, "label"], sort=False)[numbers].mean().reset_index()
 
 
@@ -160,6 +195,8 @@ def traffic_table(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
     Raises:
         DataError: as `runs_frame`.
     """
+    if not records:
+        return no_table("No runs yet.")
     means = traffic_means(records, reference)
     columns: dict[tuple[str, str], list[str]] = {
         ("", "Dataset"): means["dataset"].tolist(),
@@ -185,12 +222,27 @@ def traffic_table(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
     return pd.DataFrame(columns)
 
 
-def _by_method(long: pd.DataFrame, cell: Callable[[Mapping[Hashable, Any]], str]) -> pd.DataFrame:
-    """Methods down (by label), data set and partition across; `–` where `long` has no row."""
+def no_table(sentence: str) -> pd.DataFrame:
+    """A table without rows whose one heading says why."""
+    return pd.DataFrame(columns=[sentence], dtype=str)
+
+
+def _by_method(
+    long: pd.DataFrame,
+    cell: Callable[[Mapping[Hashable, Any]], str],
+    planned: Sequence[PlannedRun] = (),
+    absent: Mapping[tuple[str, str, str], str] | None = None,
+) -> pd.DataFrame:
+    """Methods down (by label), data set and partition across, the `planned` ones too.
+
+    Where `long` has no row the cell is the one of `absent`, else `–`.
+    """
     rows = {(row["dataset"], row["partition"], row["method"]): cell(row) for row in long.to_dict("records")}
-    labels = dict(zip(long["method"], long["label"], strict=True))
+    labels = {run.method_key: run.label for run in planned} | dict(zip(long["method"], long["label"], strict=True))
     methods = sorted(labels, key=method_rank)
-    columns = sorted({key[:2] for key in rows}, key=lambda column: (column[0], partition_rank(column[1])))
+    sides = {key[:2] for key in rows} | {(run.dataset_name, run.partition_name) for run in planned}
+    columns = sorted(sides, key=lambda column: (column[0], partition_rank(column[1])))
+    rows = {**(absent or {}), **rows}
     return pd.DataFrame(
         [[rows.get((*column, method), MISSING) for column in columns] for method in methods],
         index=pd.Index([labels[method] for method in methods], name="Method"),
@@ -200,7 +252,7 @@ def _by_method(long: pd.DataFrame, cell: Callable[[Mapping[Hashable, Any]], str]
     )
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     """One decimal with its sign; a value that rounds to zero has none."""
     text = f"{value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "−")

@@ -27,6 +27,17 @@ def write_table(table: pd.DataFrame, stem: Path, raw: pd.DataFrame | None = None
     return paths
 
 
+def write_csv(numbers: pd.DataFrame, stem: Path) -> Path:
+    """Write `stem`.csv alone: the numbers that a figure draws.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    path = _beside(stem, ".csv")
+    write_atomically(path, numbers.to_csv(index=False, lineterminator="\n").encode())
+    return path
+
+
 def _beside(stem: Path, suffix: str) -> Path:
     """`stem` with a suffix added: `with_suffix` would cut a name such as `dirichlet_0.5`."""
     return stem.with_name(stem.name + suffix)

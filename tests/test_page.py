@@ -1,0 +1,424 @@
+"""One page from what a study produced: nothing from outside, nothing that runs, nothing missing in silence."""
+
+import base64
+import hashlib
+import importlib
+import io
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from factories import LABELS, make_provenance, make_record
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from PIL import Image
+from test_pipeline import ROOT, script
+from test_study import study_values
+from typer.testing import CliRunner
+
+from tsflora.errors import ConfigError, DataError
+from tsflora.report.embedding import embed_figure, embed_table
+from tsflora.report.items import Item, add_item, read_sections, write_items
+from tsflora.report.page import Runs, build_page, provenance_facts
+from tsflora.report.style import save_figure
+from tsflora.report.writers import write_table
+
+VOID = {"meta", "link", "img", "br"}
+HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The plan of what `factories.make_record` makes."""
+
+    method_key: str
+    seed: int
+    dataset_name: str = "digits"
+    partition_name: str = "iid"
+    sweep: str | None = None
+
+    @property
+    def label(self):
+        return LABELS[self.method_key]
+
+    def dump(self):
+        names = {"method": self.method_key, "partition": self.partition_name, "dataset": self.dataset_name}
+        return {**names, "seed": self.seed}
+
+
+class Document(HTMLParser):
+    """A page's tags, ids, addresses and text; an error where tags do not close in order."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.ids, self.addresses, self.text, self.images = [], [], [], [], [], []
+        self.attributes, self.style = set(), ""
+        self.feed(html.decode())
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        assert len(values) == len(attrs), f"an attribute twice in {tag}"
+        self.attributes |= values.keys()
+        self.ids += [values["id"]] if "id" in values else []
+        self.addresses += [values[name] for name in ("href", "src", "srcset", "action", "data") if name in values]
+        if tag == "img":
+            self.images.append(values)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if self.open and self.open[-1] == "style":
+            self.style += text
+        else:
+            self.text.append(text)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def png(path, size=(40, 30), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(path, **options)
+    return path
+
+
+def make_report(folder):
+    """Three sections: two described, one found; tables and figures narrow and wide, as notebooks write them."""
+    numbers = pd.DataFrame({"Method": ["SFLora", "A | B"], "Accuracy": ["93.8 ± 4.0 (3)", "–"]})
+    write_table(numbers, folder / "table_3" / "accuracy", pd.DataFrame({"mean": [0.938]}))
+    figure = Figure(figsize=(7.0, 3.0))
+    figure.subplots(1, 2)[0].plot([1, 2, 3], [50, 80, 90], color="#D55E00", linewidth=6)
+    save_figure(figure, folder / "table_3" / "curves")
+    write_items(
+        folder / "table_3",
+        [
+            Item(stem="curves", title="Accuracy by round", caption="Mean over seeds.", alt="Three curves that rise."),
+            Item(stem="accuracy", title="Final accuracy", paper_item="Table III"),
+        ],
+        title="What the methods reach",
+        text="On the global test set.",
+    )
+    columns = {f"{way}link, {kind}_with_a_long_name (MiB)": ["0.3906"] for way in ("Up", "Down") for kind in "abcdefg"}
+    write_table(pd.DataFrame(columns), folder / "costs" / "traffic")
+    add_item(folder / "costs", Item(stem="traffic", title="Traffic of one device", caption="A caption. " * 30))
+    png(folder / "fig_10" / "scatter_0.5.png", (300, 200), dpi=(300, 300))
+    (folder / "fig_10" / "scatter_0.5.csv").write_text("x,y\n12345.678,2\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_report(tmp_path_factory):
+    return make_report(tmp_path_factory.mktemp("finished") / "report")
+
+
+@pytest.fixture
+def folder(tmp_path, finished_report):
+    return shutil.copytree(finished_report, tmp_path / "report")
+
+
+def test_the_page_is_valid_and_its_anchors_lead_somewhere(folder):
+    records = [make_record(seed=seed) for seed in (0, 1)]
+    page = build_page(folder, "digits", Runs([Planned("sflora", 0), Planned("sflora", 1)], records), {"Cut": "2"})
+    document = Document(page.html)
+    assert page.html.startswith(b"<!DOCTYPE html>\n<html lang")
+    assert [document.tags.count(tag) for tag in ("title", "h1", "header", "nav", "main")] == [1] * 5
+    assert document.tags.count("figure") == document.tags.count("figcaption") == page.n_items == 4
+    assert document.tags.count("section") == 3 + 3
+    assert len(set(document.ids)) == len(document.ids)
+    links = [address[1:] for address in document.addresses if address.startswith("#")]
+    assert len(links) >= 8
+    assert set(links) <= set(document.ids)
+    assert [image["alt"] for image in document.images] == ["Scatter 0.5", "Three curves that rise."]
+    assert page.notices == ()
+    for text in ("What the methods reach", "On the global test set.", "Mean over seeds.", "paper: Table III", "A | B"):
+        assert text in document.words
+
+
+def test_a_page_needs_nothing_but_itself(folder):
+    document = Document(build_page(folder, "digits").html)
+    assert all(re.match(r"(#|data:(image/webp;|text/csv;|,))", address) for address in document.addresses)
+    assert document.tags.count("style") == 1
+    assert not {"script", "iframe", "object", "embed", "form"} & set(document.tags)
+    assert not re.search(r"@import|url\(|https?:|//", document.style)
+    assert not [name for name in document.attributes if name.startswith("on") or name == "style"]
+
+
+def test_a_page_forbids_itself_scripts_and_every_other_style(folder):
+    html = build_page(folder, "digits").html
+    (policy,) = re.findall(rb'Content-Security-Policy" content="([^"]*)"', html)
+    digest = base64.b64encode(hashlib.sha256(Document(html).style.encode()).digest()).decode()
+    rules = dict(rule.split(" ", 1) for rule in policy.decode().split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    assert rules["style-src"] == f"'sha256-{digest}'"
+    assert "script-src" not in rules
+
+
+def test_raw_numbers_travel_with_the_page(folder):
+    html = build_page(folder, "digits").html.decode()
+    ((name, content),) = re.findall(
+        r'download="(accuracy[^"]*)" href="data:text/csv;charset=utf-8;base64,([^"]*)"', html
+    )
+    assert name == "accuracy.csv"
+    assert base64.b64decode(content) == (folder / "table_3" / "accuracy.csv").read_bytes()
+
+
+def test_the_numbers_of_a_figure_travel_along_and_are_not_printed(folder):
+    document = Document(build_page(folder, "digits").html)
+    assert document.tags.count("table") == 2
+    assert "12345.678" not in document.words
+    content = base64.b64encode((folder / "fig_10" / "scatter_0.5.csv").read_bytes()).decode()
+    assert f"data:text/csv;charset=utf-8;base64,{content}" in document.addresses
+
+
+def test_same_input_same_bytes(tmp_path):
+    first = build_page(make_report(tmp_path / "a" / "report"), "digits")
+    again = build_page(make_report(tmp_path / "elsewhere"), "digits")
+    assert first.html == again.html
+
+
+def test_sections_stand_in_the_order_asked_for_then_by_name(folder):
+    def titles(order):
+        return [section.name for section in read_sections(folder, order)[0]]
+
+    png(folder / "fig_9" / "x.png")
+    assert titles(()) == ["costs", "fig_9", "fig_10", "table_3"]
+    assert titles(["table_3", "fig_10"]) == ["table_3", "fig_10", "costs", "fig_9"]
+
+
+def test_what_is_missing_is_marked_and_named(folder):
+    (folder / "table_3" / "curves.png").unlink()
+    add_item(folder / "costs", Item(stem="energy", title="Energy of one device"))
+    page = build_page(folder, "digits", order=["theory"])
+    document = Document(page.html)
+    assert "Missing: nothing was written to theory ." in document.words
+    assert "Missing: no table or figure named costs/energy was written." in document.words
+    assert "Not shown: Theory" in document.words
+    assert document.words.count("Energy of one device") == 3  # contents, banner and place
+    assert page.n_items == 3
+    energy, theory, curves = sorted(page.notices)
+    assert energy == "costs/energy is missing: no .png or .md or .csv"
+    assert theory.startswith("section theory is missing")
+    assert curves.startswith("table_3/curves is missing")
+    assert curves.endswith("beside curves.pdf")
+
+
+def test_damaged_files_are_marked_and_named(folder):
+    (folder / "table_3" / "curves.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    (folder / "table_3" / "accuracy.md").write_bytes(b"\xff\xfe")
+    (folder / "costs" / "traffic.md").write_text("# Not a table\n")
+    page = build_page(folder, "digits")
+    words = Document(page.html).words
+    assert len(page.notices) == 3
+    for place in ("table_3/curves.png is not shown", "table_3/accuracy.md is not", "costs/traffic.md is not"):
+        (line,) = [notice for notice in page.notices if notice.startswith(place)]
+        assert "\n" not in line
+    assert "Not shown: Traffic of one device Accuracy by round Final accuracy" in words
+
+
+def test_other_files_are_named_and_left_out(folder):
+    (folder / "notes.xyz").write_text("secret words")
+    (folder / ".hidden.md").write_text("| a |\n|---|\n| secret |")
+    page = build_page(folder, "digits")
+    assert page.notices == ("notes.xyz is not shown: a page takes .png, .md, .csv and items.json",)
+    assert b"secret" not in page.html
+
+
+def test_nothing_outside_the_folder_is_read(folder, tmp_path):
+    secret = tmp_path / "secret.csv"
+    secret.write_text("word\nswordfish\n")
+    (folder / "costs" / "linked.csv").symlink_to(secret)
+    (tmp_path / "other").mkdir()
+    secret.with_name("other").joinpath("more.csv").write_text("word\nswordfish\n")
+    (folder / "linked").symlink_to(tmp_path / "other")
+    page = build_page(folder, "digits", order=["../other", str(tmp_path / "other")])
+    assert b"swordfish" not in page.html
+    assert base64.b64encode(secret.read_bytes()) not in page.html
+    assert any(notice.startswith("costs/linked.csv is not shown") for notice in page.notices)
+
+
+@pytest.mark.parametrize("stem", ["../secret", "/etc/passwd", "a/b", "..", "", "a\\b"])
+def test_a_manifest_names_stems_not_paths(folder, stem):
+    (folder / "costs" / "items.json").write_text(json.dumps({"items": [{"stem": stem, "title": "x"}]}))
+    with pytest.raises(DataError, match=r"costs/items.json.items.0.stem: .*pattern") as caught:
+        build_page(folder, "digits")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_key_in_a_manifest_is_one_line(folder):
+    (folder / "costs" / "items.json").write_text('{"items": [{"stem": "a", "title": "b", "captoin": "c"}]}')
+    with pytest.raises(DataError, match=r"items\.0\.captoin: Extra inputs are not permitted"):
+        read_sections(folder)
+    (folder / "costs" / "items.json").write_text(json.dumps({"items": [{"stem": "a", "title": "b"}] * 2}))
+    with pytest.raises(DataError, match="every stem once"):
+        read_sections(folder)
+    (folder / "costs" / "items.json").write_text('{"items": [')
+    with pytest.raises(DataError, match="Invalid JSON"):
+        read_sections(folder)
+
+
+def test_an_item_said_again_keeps_its_place(tmp_path):
+    for stem, title in (("a", "first"), ("b", "second"), ("a", "third")):
+        add_item(tmp_path, Item(stem=stem, title=title))
+    ((section,), _) = read_sections(tmp_path)
+    assert [(entry.item.stem, entry.item.title) for entry in section.entries] == [("a", "third"), ("b", "second")]
+
+
+@settings(max_examples=25, deadline=None)
+@given(text=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1))
+def test_a_value_is_text_wherever_it_stands(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("report")
+
+    def page(value):
+        (folder / "t.csv").write_text(f'"{value.replace(chr(34), chr(34) * 2)}"\n1\n', encoding="utf-8", newline="")
+        item = Item(stem="t", title=value, caption=value, paper_item=value, alt=value)
+        write_items(folder, [item], title=value, text=value)
+        record = make_record(status="failed", error=value)
+        runs = Runs([Planned("sflora", 0)], [record])
+        return Document(build_page(folder, value, runs, {value: value}).html)
+
+    hostile = page(HOSTILE + text)
+    assert hostile.tags == page("plain").tags
+    assert " ".join(text.split()) in hostile.words
+
+
+def test_a_figure_keeps_every_pixel_and_its_size(tmp_path):
+    path = png(tmp_path / "a.png", (60, 40), "RGB", dpi=(300, 300))
+    picture = embed_figure(path, 100)
+    image = Image.open(io.BytesIO(base64.b64decode(picture.source.split(",")[1])))
+    assert (image.format, image.size) == ("WEBP", (60, 40))
+    np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.asarray(Image.open(path)))
+    assert picture.width == round(60 / 300 * 96 * 1.35)
+    assert picture.height == round(40 / 300 * 96 * 1.35)
+
+
+def test_a_figure_is_made_narrower_and_stands_on_white(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGBA", (400, 100), (0, 0, 0, 0)).save(path)
+    image = Image.open(io.BytesIO(base64.b64decode(embed_figure(path, 200).source.split(",")[1])))
+    assert image.size == (200, 50)
+    assert image.convert("RGB").getpixel((100, 25)) == (255, 255, 255)
+    assert embed_figure(path, 200).width == embed_figure(path, 4000).width
+    with pytest.raises(ConfigError, match="max_width_px: 1 or more; given: 0"):
+        build_page(tmp_path, "x", max_width_px=0)
+
+
+def test_a_picture_too_large_to_open_is_refused(tmp_path):
+    Image.new("1", (9000, 9000)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="9000 x 9000 pixels"):
+        embed_figure(tmp_path / "a.png", 100)
+
+
+CELLS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(st.lists(CELLS, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_written_table_is_read_back_cell_by_cell(tmp_path_factory, rows):
+    stem = tmp_path_factory.mktemp("tables") / "t"
+    _, markdown, _ = write_table(pd.DataFrame(rows, columns=["a", "b", "c"]), stem)
+    table = embed_table({".md": markdown})
+    assert table.header == ["a", "b", "c"]
+    assert table.rows == rows
+
+
+def test_numbers_stand_right_and_long_tables_are_cut(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("name,share,sign\n" + "a,0.5,−3 (2)\nb,,+1\n" * 150)
+    table = embed_table({".csv": path})
+    assert table.is_numeric == [False, True, True]
+    assert (len(table.rows), table.n_omitted) == (200, 100)
+    page = build_page(tmp_path, "x")
+    assert "100 more rows are in the file." in Document(page.html).words
+
+
+def test_the_page_says_how_many_runs_are_in_and_which_are_not():
+    planned = [Planned(method, seed) for method in ("sflora", "sflora_8bit") for seed in (0, 1)]
+    records = [make_record(seed=0), make_record(seed=1), make_record("sflora_8bit", status="failed", error="NaN here")]
+    page = build_page(Path("no-such-folder"), "digits", Runs(planned, records))
+    words = Document(page.html).words
+    assert "Incomplete. 2 of 4 planned runs are in" in words
+    assert "SFLora (8-bit) 0 of 2 everything" in words
+    assert "NaN here" in words
+    assert "No tables or figures are in yet." in words
+    whole = Document(build_page(Path("no-such-folder"), "digits", Runs(planned[:2], records[:2])).html).words
+    assert "All 2 planned runs are in." in whole
+    assert "Incomplete" not in whole
+    assert "Incomplete" in Document(build_page(Path("no-such-folder"), "x", Runs(planned, [])).html).words
+    assert "runs" not in Document(build_page(Path("no-such-folder"), "x").html).words
+
+
+def test_provenance_that_differs_says_how_often():
+    dirty = make_provenance().model_copy(update={"git_commit": "ab" * 20 + "-dirty", "versions": {"torch": "2.12"}})
+    records = [make_record(seed=0), make_record(seed=1), make_record(seed=2, provenance=dirty, seconds=7000.0)]
+    facts = provenance_facts(records)
+    assert facts["Git commit"] == "unknown (2 runs); abababababab with uncommitted changes (1 run)"
+    assert facts["torch version"] == "2.13.0 (2 runs); 2.12 (1 run)"
+    assert facts["Host"] == "cores 2"
+    assert facts["Time, all runs"] == "1 h 57 min"
+    assert facts["Run on"] == "2026-01-01"
+
+
+def test_the_stage_writes_the_page_and_names_what_is_missing(tmp_path, folder):
+    (tmp_path / "params.yaml").write_text(json.dumps(study_values(seeds=[0])))
+    (tmp_path / "records.jsonl").write_text(make_record().model_dump_json() + "\n")
+    (folder / "notes.xyz").touch()
+    outcome = script(
+        "report.py", folder, "--output", tmp_path / "new" / "report.html", "--params", tmp_path / "params.yaml",
+        "--records", tmp_path / "records.jsonl", "--section", "table_3", "--section", "theory", "--budget-mib", "0.01",
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stderr
+    document = Document((tmp_path / "new" / "report.html").read_bytes())
+    assert document.words.index("What the methods reach") < document.words.index("Traffic of one device")
+    assert "Batch size" in document.words
+    assert "4 tables and figures, 0." in outcome.stdout
+    theory, notes, budget = (
+        next(line for line in outcome.stderr.splitlines() if word in line) for word in ("theory", "notes.xyz", "budget")
+    )
+    assert "section theory is missing" in theory
+    assert "notes.xyz is not shown" in notes
+    assert "over the 0.01 MiB of --budget-mib" in budget
+    assert "largest: fig_10/scatter_0.5 (" in budget
+
+
+def in_process(monkeypatch, *arguments):
+    """The stage without a new interpreter, which takes seconds to start."""
+    monkeypatch.syspath_prepend(ROOT / "pipelines")
+    app = typer.Typer()
+    app.command()(importlib.import_module("report").main)
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def test_a_damaged_manifest_ends_the_stage_with_one_line(tmp_path, folder, monkeypatch):
+    (tmp_path / "params.yaml").write_text(json.dumps(study_values(seeds=[0])))
+    (folder / "items.json").write_text("[]")
+    where = ["--output", tmp_path / "r.html", "--params", tmp_path / "params.yaml"]
+    outcome = in_process(monkeypatch, folder, *where)
+    assert outcome.exit_code == 1
+    assert re.fullmatch(r"error: .*items.json.*\n", outcome.stderr)
+    assert not (tmp_path / "r.html").exists()
+    assert in_process(monkeypatch, tmp_path / "nothing", *where).exit_code == 0
+    assert "No tables or figures are in yet." in Document((tmp_path / "r.html").read_bytes()).words
+
+
+def test_help_says_what_goes_in(monkeypatch):
+    outcome = in_process(monkeypatch, "--help")
+    assert outcome.exit_code == 0
+    for word in ("FOLDER", "--output", "--records", "--params", "--section", "--budget-mib", "items.json"):
+        assert word in outcome.stdout

@@ -1,0 +1,108 @@
+"""Final accuracy against traffic, in the paper's count and in ours: the same runs, side by side."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from tsflora.records import RunRecord
+from tsflora.report import panels
+from tsflora.report.dataframes import CELL, MIB, runs_frame
+from tsflora.report.naming import partition_label, partition_rank
+from tsflora.report.statistics import mean_interval
+from tsflora.report.style import DOUBLE_COLUMN_IN, style_of, theme
+
+COUNTS = {
+    "uplink payload": ("uplink_activations_bytes", "uplink_adapters_bytes", "uplink_images_bytes"),
+    "all bytes, up + down": ("total_bytes",),
+}
+"""What the TSFLora paper counts, and everything: gradients, adapters back, labels and headers too."""
+
+
+def tradeoff_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Accuracy (mean and 95 % t-interval, fractions) and MiB per device and round under each count, by method.
+
+    Raises:
+        DataError: as `runs_frame`.
+    """
+    rows = []
+    for (dataset, partition, method), runs in runs_frame(records).groupby(CELL, sort=False):
+        interval = mean_interval(runs["accuracy"])
+        sent = {
+            name: float((runs[list(columns)].sum(axis=1) / runs["device_rounds"]).mean()) / MIB
+            for name, columns in COUNTS.items()
+        }
+        rows.append(
+            {
+                "dataset": dataset,
+                "partition": partition,
+                "method": method,
+                "label": runs["label"].iloc[0],
+                "mean": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "n": interval.n,
+                **sent,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def accuracy_against_traffic(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
+    """Final accuracy against MiB per device and round: the paper's count left, every byte right, a row for each case.
+
+    A method that sends nothing is left out: it has no place on a log axis. Without records the figure says so.
+
+    Raises:
+        DataError: as `runs_frame`.
+    """
+    if not records:
+        return panels.sentence("No runs yet.", width_in)
+    frame = tradeoff_frame(records)
+    cases = sorted(
+        {*zip(frame["dataset"], frame["partition"], strict=True)}, key=lambda c: (c[0], partition_rank(c[1]))
+    )
+    with theme():
+        figure, grid = plt.subplots(
+            len(cases),
+            len(COUNTS),
+            figsize=(width_in, 1.3 + 1.5 * len(cases)),
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+        )
+        for row, (dataset, partition) in zip(grid, cases, strict=True):
+            methods = frame[(frame["dataset"] == dataset) & (frame["partition"] == partition)]
+            for axis, count in zip(row, COUNTS, strict=True):
+                for method in methods.to_dict("records"):
+                    if method[count] > 0:
+                        _point(axis, method, count)
+                axis.set_xscale("log")
+                axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                axis.xaxis.set_major_formatter(FuncFormatter(lambda mib, _: f"{mib:g}"))
+                axis.xaxis.set_minor_formatter(NullFormatter())
+            row[0].set_ylabel(f"{dataset}\n{partition_label(partition)}\naccuracy (%)")
+        for axis, count in zip(grid[0], COUNTS, strict=True):
+            axis.set_title(count)
+        for axis in grid[-1]:
+            axis.set_xlabel("MiB per device and round")
+        axes = grid.tolist()
+        panels.percent_axes(axes)
+        note = "Final accuracy; bars: 95 % t-intervals over seeds. Uplink payload: no labels, ranges, headers."
+        panels.finish(figure, panels.method_handles(axes), note, 2 if panels.narrow(width_in) else 4)
+    return figure
+
+
+def _point(axis: Axes, method: Mapping[Hashable, Any], count: str) -> None:
+    style = style_of(str(method["method"]), str(method["label"]))
+    mean, low, high = (100 * float(method[name]) for name in ("mean", "low", "high"))
+    # One seed has no interval.
+    spread = None if pd.isna(low) else [[mean - low], [high - mean]]
+    (line,) = axis.plot([method[count]], [mean], color=style.colour, marker=style.marker, ls="", label=style.label)
+    line.set_gid(method["method"])
+    if spread is not None:
+        axis.errorbar([method[count]], [mean], yerr=spread, color=style.colour, lw=0.8, capsize=1.5)
