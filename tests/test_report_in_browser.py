@@ -136,7 +136,7 @@ def test_the_page_is_not_blank_and_follows_the_colour_scheme(tmp_path, page, wid
     assert (light < 128).all(axis=2).mean() > 0.005  # text
     assert light[2, 2].min() > 240
     assert dark[2, 2].max() < 60
-    assert (dark > 220).all(axis=2).mean() > 0.05  # a figure's white card
+    assert (dark > 220).all(axis=2).mean() > 0.05  # figures keep their white ground
     rows, columns = np.nonzero((dark == (0xD5, 0x5E, 0x00)).all(axis=2))
     assert len(rows) > 200
     assert dark[rows.min() - 12, columns[0]].min() > 220
