@@ -67,12 +67,15 @@ def planned_frame(planned: Sequence[PlannedRun], records: Sequence[RunRecord]) -
     A plan does not say how many patches its backbone has: that is taken from a record with the same backbone, else
     the number of tokens of `all` is missing.
     """
-    n_patches = {str(run.config.get("backbone")): run.geometry.n_patches for run in records if run.geometry}
+    # By digest: a record that was on disk may have its keys in another order.
+    n_patches = {
+        config_digest(_options(run.config.get("backbone"))): run.geometry.n_patches for run in records if run.geometry
+    }
     rows = []
     for cell in planned:
         config = cell.dump()
         row = dict(zip(_NAMES, _names(cell), strict=True))
-        rows.append(row | _setting(config, n_patches.get(str(config["backbone"]))))
+        rows.append(row | _setting(config, n_patches.get(config_digest(_options(config["backbone"])))))
     frame = _typed(pd.DataFrame(rows, columns=[name for name in _COLUMNS if name not in _RESULTS]))
     return frame.drop_duplicates([*PANEL, "setting", "seed"]).reset_index(drop=True)
 
