@@ -13,8 +13,8 @@ from tsflora.records import RunRecord
 from tsflora.report import panels
 from tsflora.report.dataframes import CELL, MIB, runs_frame
 from tsflora.report.naming import partition_label, partition_rank
-from tsflora.report.statistics import mean_interval
 from tsflora.report.style import DOUBLE_COLUMN_IN, style_of, theme
+from tsflora.report.tables import accuracy_means
 
 COUNTS = {
     "uplink payload": ("uplink_activations_bytes", "uplink_adapters_bytes", "uplink_images_bytes"),
@@ -29,27 +29,10 @@ def tradeoff_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
     Raises:
         DataError: as `runs_frame`.
     """
-    rows = []
-    for (dataset, partition, method), runs in runs_frame(records).groupby(CELL, sort=False):
-        interval = mean_interval(runs["accuracy"])
-        sent = {
-            name: float((runs[list(columns)].sum(axis=1) / runs["device_rounds"]).mean()) / MIB
-            for name, columns in COUNTS.items()
-        }
-        rows.append(
-            {
-                "dataset": dataset,
-                "partition": partition,
-                "method": method,
-                "label": runs["label"].iloc[0],
-                "mean": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
-                "n": interval.n,
-                **sent,
-            }
-        )
-    return pd.DataFrame(rows)
+    means = accuracy_means(records).drop(columns="mean_uncompressed")
+    runs = runs_frame(records)
+    sent = {name: runs[list(columns)].sum(axis=1) / runs["device_rounds"] / MIB for name, columns in COUNTS.items()}
+    return means.merge(runs[CELL].assign(**sent).groupby(CELL, sort=False, as_index=False).mean(), on=CELL)
 
 
 def accuracy_against_traffic(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
