@@ -23,18 +23,21 @@ def main(
     """Write the study's complete records below RECORDS to OUTPUT, one a line, in a fixed order.
 
     A record of another configuration than the study has now is left out and named: it would be averaged with others
-    that it does not belong to.
+    that it does not belong to. Of two records of one run (a method that another stage ran before) the newer one stays.
     """
     with one_line_errors():
         planned = {config_digest(cell.dump()) for cell in StudyConfig.read(params).all_cells()}
-        found = load_records(records).complete
-        kept = [record for record in found if record.config_sha256 in planned]
-        for record in found:
+        kept: dict[str, RunRecord] = {}
+        for record in sorted(load_records(records).complete, key=lambda record: record.started_at, reverse=True):
             if record.config_sha256 not in planned:
                 logging.warning("left out, not a run of this study as it is now: %s", _name(record))
+            elif record.config_sha256 in kept:
+                logging.warning("left out, there is a newer record of the same run: %s", _name(record))
+            else:
+                kept[record.config_sha256] = record
         if not kept:
             raise DataError(f"{records} holds no record of a run in {params}; run the study's run stages first")
-        write_jsonl(kept, output)
+        write_jsonl(kept.values(), output)
         print(f"{len(kept)} of {len(planned)} planned records -> {output}")
 
 

@@ -1,11 +1,13 @@
 """What a study starts from: images and backbone, loaded once and checked, and runs that are finished already."""
 
+import itertools
 import json
 import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 from command import one_line_errors
 
 from tsflora.config import did_you_mean
@@ -64,16 +66,33 @@ def records(
     with one_line_errors():
         study = StudyConfig.read(params)
         known = {record.config_sha256: record for record in read_jsonl(source).complete}
+        folders = _folder_of_methods(params.with_name("dvc.yaml"), study)
         places = {}
         for cell in study.all_cells():
-            stage = f"sweep_{cell.sweep}" if cell.sweep else cell.method_key
-            if not cell.sweep and len(study.datasets) > 1:
-                stage = f"{cell.dataset_name}-{stage}"
-            places[config_digest(cell.dump())] = record_path(output / stage, cell)
+            folder = "sweep" if cell.sweep else folders[cell.dataset_name, cell.method_key]
+            places[config_digest(cell.dump())] = record_path(output / folder, cell)
         found = known.keys() & places.keys()
         for digest in found:
             known[digest].write(places[digest])
         print(f"{len(found)} of {len(places)} planned records -> {output}")
+
+
+def _folder_of_methods(pipeline: Path, study: StudyConfig) -> dict[tuple[str, str], str]:
+    """The run stage of each (data set, method), which is also the name of its folder of records."""
+    try:
+        stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["run"]["foreach"]
+        listed = {
+            (dataset, method): stage
+            for stage, item in stages.items()
+            for dataset in ([item["dataset"]] if "dataset" in item else study.datasets)
+            for method in item["methods"].split(",")
+        }
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        raise ConfigError(f"{pipeline} has no run stages; a study's params.yaml and dvc.yaml lie together") from None
+    for dataset, method in itertools.product(study.datasets, study.methods):
+        if (dataset, method) not in listed:
+            raise ConfigError(f"{pipeline}: no run stage lists method {method!r} on {dataset}")
+    return listed
 
 
 if __name__ == "__main__":

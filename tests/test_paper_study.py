@@ -225,14 +225,14 @@ def test_settings_are_the_papers(backbone):
 
 @pytest.mark.parametrize("stage", ["run", "sweep"])
 def test_every_backbone_has_a_stage_for_each_method_and_sweep(stage):
-    singular = {"run": "method", "sweep": "sweep"}[stage]
+    listed_as = {"run": "methods", "sweep": "sweep"}[stage]
     study = StudyConfig.read(STUDY / "small.yaml")
     planned = {"run": study.methods, "sweep": study.sweeps}[stage]
     listed = STAGES[stage]["foreach"]
     assert list(listed) == [f"{backbone}-{key}" for backbone in BACKBONES for key in planned]
     of = {backbone: [] for backbone in BACKBONES}
     for key, item in listed.items():
-        assert key == f"{item['backbone']}-{item[singular]}"
+        assert key == f"{item['backbone']}-{item[listed_as]}"
         of[item["backbone"]].append({k: v for k, v in item.items() if k != "backbone"})
     assert of["small"] == of["base"] == of["large"]
 

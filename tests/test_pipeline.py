@@ -1,5 +1,6 @@
 """The stage scripts and what dvc.yaml says about them, as a user meets them."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import nbformat
 import pytest
 import yaml
 from test_study import study_values
+
+from tsflora.report import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -111,10 +114,13 @@ def test_notebook_script_names_unknown_parameters_and_files(tmp_path, params):
 
 def test_committed_records_are_read_and_not_run_again(tmp_path):
     path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(study_values(seeds=[0], partitions={"iid": {"name": "iid"}})))
+    study = study_values(seeds=[0], partitions={"iid": {"name": "iid"}})
+    path.write_text(yaml.safe_dump(study))
+    stages = {"whole": {"methods": "fed_lora"}, "rest": {"methods": ",".join(study["methods"].keys() - {"fed_lora"})}}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"run": {"foreach": stages}}}))
     notebook = [ROOT / "notebooks" / "fed_lora.ipynb", tmp_path / "executed.ipynb", "--params", path]
     stage = ["-p", "methods=[fed_lora]", "-p", "partitions=null", "-p", "seeds=null"]
-    outcome = script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'first' / 'fed_lora'}")
+    outcome = script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'first' / 'whole'}")
     assert outcome.returncode == 0, outcome.stderr
     joined = tmp_path / "records.jsonl"
     assert script("collect.py", tmp_path / "first", joined, "--params", path).returncode == 0
@@ -124,8 +130,29 @@ def test_committed_records_are_read_and_not_run_again(tmp_path):
     after = tmp_path / "second" / before.relative_to(tmp_path / "first")
     laid = after.read_bytes()
     assert json.loads(laid) == json.loads(before.read_bytes())
-    script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'second' / 'fed_lora'}")
+    script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'second' / 'whole'}")
     assert after.read_bytes() == laid, "a second training would have other clocks"
+
+
+def test_committed_records_need_the_stages_they_belong_to(tmp_path, params):
+    joined = ROOT / "results" / "digits" / "records.jsonl"
+    outcome = script("prepare.py", "records", joined, tmp_path / "out", "--params", params)
+    assert_one_line_error(outcome, "dvc.yaml has no run stages")
+    (tmp_path / "dvc.yaml").write_text("stages: {run: {foreach: {mine: {methods: none_of_them}}}}")
+    outcome = script("prepare.py", "records", joined, tmp_path / "out", "--params", params)
+    assert_one_line_error(outcome, "no run stage lists method 'fed_lora' on digits")
+    assert not (tmp_path / "out").exists()
+
+
+def test_collect_keeps_the_newer_of_two_records_of_one_run(tmp_path):
+    record = read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete[0]
+    for folder, started_at in [("a", "2026-01-02"), ("b", "2026-01-03"), ("c", "2026-01-01")]:
+        record.model_copy(update={"started_at": started_at}).write(tmp_path / "in" / folder / "record.json")
+    outcome = script("collect.py", tmp_path / "in", tmp_path / "out.jsonl", "--params", ROOT / "params.yaml")
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr.count("there is a newer record of the same run") == 2
+    (kept,) = read_jsonl(tmp_path / "out.jsonl").complete
+    assert kept.started_at == "2026-01-03"
 
 
 def test_collect_without_records_is_one_line(tmp_path):
@@ -157,31 +184,24 @@ LOADED = (
 def test_a_run_depends_on_every_module_that_it_loads(dvc_yaml):
     loaded = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
     for stage in ("run", "sweep"):
-        dependencies = yaml.safe_load(dvc_yaml.read_text())["stages"][stage]["do"]["deps"]
+        content = yaml.safe_load(dvc_yaml.read_text())["stages"][stage]
+        dependencies = content.get("do", content)["deps"]
         known = [(dvc_yaml.parent / dependency).resolve() for dependency in dependencies if "$" not in dependency]
         for module in map(Path, loaded.stdout.splitlines()):
             assert any(module.is_relative_to(path) for path in known), (stage, module)
 
 
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
-def test_every_run_stage_names_a_method_and_a_notebook_that_exist(dvc_yaml):
-    methods = yaml.safe_load((dvc_yaml.parent / "params.yaml").read_text())["methods"]
-    cells = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]["foreach"]
-    for key, cell in cells.items():
-        method, notebook = (key, cell) if isinstance(cell, str) else (cell["method"], cell["notebook"])
-        assert method in methods
-        assert (ROOT / "notebooks" / f"{notebook}.ipynb").exists()
-
-
-@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
-def test_every_sweep_and_method_has_a_stage(dvc_yaml):
+def test_every_method_has_one_stage_and_every_stage_a_notebook(dvc_yaml):
     study = yaml.safe_load((dvc_yaml.parent / "params.yaml").read_text())
-    stages = yaml.safe_load(dvc_yaml.read_text())["stages"]
-    assert stages["sweep"]["foreach"] == list(study["sweeps"])
-    cells = stages["run"]["foreach"]
-    run = {(cell["dataset"], cell["method"]) if isinstance(cell, dict) else (*study["datasets"], key)
-           for key, cell in cells.items()}  # fmt: skip
-    assert run == {(dataset, method) for dataset in study["datasets"] for method in study["methods"]}
+    stages = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]["foreach"]
+    (default,) = {"digits"} if "digits" in study["datasets"] else {None}
+    listed = [
+        (stage.get("dataset", default), method) for stage in stages.values() for method in stage["methods"].split(",")
+    ]
+    assert sorted(listed) == sorted(itertools.product(study["datasets"], study["methods"]))
+    for stage in stages.values():
+        assert (ROOT / "notebooks" / f"{stage['notebook']}.ipynb").exists()
 
 
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
