@@ -241,7 +241,7 @@ def test_the_environment_does_not_choose_the_attention(monkeypatch: pytest.Monke
     from tsflora.edge import memory
 
     def measured() -> list[Memory]:
-        memory._part.cache_clear()
+        memory._parts.cache_clear()
         memory._activations_bytes.cache_clear()
         return [device_memory(deployment(), MemoryConfig(attention=kind)) for kind in ("fused", "unfused")]
 

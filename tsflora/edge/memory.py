@@ -179,7 +179,7 @@ def _training(
     exchanged_bytes: int = 0,
 ) -> Memory:
     vit, lora, cut, tokens = deployment.vit, deployment.lora, deployment.cut, deployment.tokens
-    module = _part(vit, lora, cut, part)
+    module = _parts(vit, lora, cut)[part]
     trained_bytes = _nbytes(p for p in module.parameters() if p.requires_grad)
     frozen_bytes = _nbytes(p for p in module.parameters() if not p.requires_grad) + _nbytes(module.buffers())
     activations_bytes = _activations_bytes(
@@ -218,14 +218,14 @@ def _nbytes(tensors: Iterable[Tensor]) -> int:
 
 
 @lru_cache(maxsize=32)
-def _part(vit: VitShape, lora: LoraConfig, cut: int, part: Part) -> nn.Module:
-    """The module that trains, on the meta device: shapes without storage."""
+def _parts(vit: VitShape, lora: LoraConfig, cut: int) -> dict[Part, nn.Module]:
+    """The modules that train, on the meta device: shapes without storage."""
     model = vit.without_weights()
     for block in model.blocks:
         block.attn.fused_attn = True  # timm's default depends on an environment variable
     add_lora(model, lora, seed=0)
     device, server = split(model, cut)
-    return {"device": device, "server": server, "whole": WholeModel(device, server)}[part]
+    return {"device": device, "server": server, "whole": WholeModel(device, server)}
 
 
 @lru_cache(maxsize=1024)
@@ -239,7 +239,7 @@ def _activations_bytes(
     precision: Literal["fp32", "bf16"],
     attention: Literal["fused", "unfused"],
 ) -> int:
-    module = _part(vit, lora, cut, part)
+    module = _parts(vit, lora, cut)[part]
     with FakeTensorMode():
         weights = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)

@@ -48,7 +48,7 @@ class VitShape(Config):
         size = {} if image_size is None else {"img_size": image_size}
         try:
             with torch.device("meta"):
-                model = timm.create_model(backbone, pretrained=False, num_classes=n_classes, **size)
+                model = timm.create_model(backbone, num_classes=n_classes, weight_init="skip", **size)
             return cls(
                 backbone=backbone,
                 image_size=model.patch_embed.img_size[0],
@@ -68,4 +68,6 @@ class VitShape(Config):
     def without_weights(self) -> VisionTransformer:
         """The model itself on the meta device: every module and shape, no storage."""
         with torch.device("meta"):
-            return timm.create_model(self.backbone, num_classes=self.n_classes, img_size=self.image_size)
+            return timm.create_model(
+                self.backbone, num_classes=self.n_classes, img_size=self.image_size, weight_init="skip"
+            )
