@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tsflora.report import bounds
-from tsflora.report.style import COLUMN_IN
+from tsflora.report.style import COLUMN_IN, TOKEN_MARKERS
 from tsflora.theory import ConvergenceBound
 
 
@@ -85,7 +85,9 @@ def test_ranking_is_spearmans_over_mean_accuracies():
     assert joined["count"].tolist() == [2, 2, 2]
     _, swapped = bounds.ranking(predicted, measured.assign(accuracy=1 - measured["accuracy"]))
     assert swapped == pytest.approx(1)
-    assert len(bounds.ranking_figure(joined, correlation).axes[0].texts) == 3
+    axis = bounds.ranking_figure(joined, correlation).axes[0]
+    assert [bar.lines[0].get_ydata() for bar in axis.containers] == pytest.approx([75, 65, 55])
+    assert [bar.lines[0].get_marker() for bar in axis.containers] == [TOKEN_MARKERS[n] for n in (30, 20, 10)]
 
 
 def test_without_runs_the_ranking_says_so():

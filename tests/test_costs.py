@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tsflora.compression import quantizers
-from tsflora.edge import TESTBED, DeviceClass, VitShape, Workload, device_memory, traffic
+from tsflora.edge import TESTBED, Deployment, DeviceClass, VitShape, Workload, device_memory, traffic
 from tsflora.errors import ConfigError
 from tsflora.models import LoraConfig
 from tsflora.models.micro import MICRO_NAME
@@ -42,7 +42,6 @@ from tsflora.report.costs import (
     Scenario,
     backbone_label,
     cost_frame,
-    deployment_of,
     deployments,
     latency_frame,
     phases_s,
@@ -111,8 +110,8 @@ def test_every_method_becomes_its_deployment() -> None:
 
 def test_a_methods_own_cut_wins_and_the_others_can_be_set() -> None:
     own = STUDY.methods["sflora"].model_copy(update={"cut": 5})
-    assert deployment_of(own, TINY, LoraConfig(), 2).cut == 5
-    assert deployment_of(STUDY.methods["sflora"], TINY, LoraConfig(), 3).cut == 3
+    assert Deployment.of(own, TINY, LoraConfig(), 2).cut == 5
+    assert Deployment.of(STUDY.methods["sflora"], TINY, LoraConfig(), 3).cut == 3
     (case,) = deployments(STUDY, [TINY], lora=LoraConfig(rank=3), cut=4, methods=["sflora"])
     assert (case.deployment.lora.rank, case.deployment.cut, case.deployment.workload) == (3, 4, Workload())
 

@@ -108,8 +108,8 @@ def make_report(folder):
     write_items(
         folder / "table_3",
         [
-            Item(stem="curves", title="Accuracy by round", caption="Mean over seeds.", alt="Three curves that rise."),
-            Item(stem="accuracy", title="Final accuracy", paper_item="Table III"),
+            Item(stem="curves", title="Accuracy by round", caption="Mean over seeds."),
+            Item(stem="accuracy", title="Final accuracy"),
         ],
         title="What the methods reach",
         text="On the global test set.",
@@ -144,9 +144,9 @@ def test_the_page_is_valid_and_its_anchors_lead_somewhere(folder):
     links = [address[1:] for address in document.addresses if address.startswith("#")]
     assert len(links) >= 8
     assert set(links) <= set(document.ids)
-    assert [image["alt"] for image in document.images] == ["Scatter 0.5", "Three curves that rise."]
+    assert [image["alt"] for image in document.images] == ["Scatter 0.5", "Accuracy by round"]
     assert page.notices == ()
-    for text in ("What the methods reach", "On the global test set.", "Mean over seeds.", "paper: Table III", "A | B"):
+    for text in ("What the methods reach", "On the global test set.", "Mean over seeds.", "A | B"):
         assert text in document.words
 
 
@@ -287,7 +287,7 @@ def test_a_value_is_text_wherever_it_stands(tmp_path_factory, text):
 
     def page(value):
         (folder / "t.csv").write_text(f'"{value.replace(chr(34), chr(34) * 2)}"\n1\n', encoding="utf-8", newline="")
-        item = Item(stem="t", title=value, caption=value, paper_item=value, alt=value)
+        item = Item(stem="t", title=value, caption=value)
         write_items(folder, [item], title=value, text=value)
         record = make_record(status="failed", error=value)
         runs = Runs([Planned("sflora", 0)], [record])

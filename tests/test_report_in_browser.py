@@ -158,7 +158,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path, page):
 
 def test_no_label_runs_with_or_without_the_policy(tmp_path, page):
     folder = tmp_path / "report"
-    add_item(folder, Item(stem="t", title=HOSTILE, caption=HOSTILE, paper_item=HOSTILE, alt=HOSTILE))
+    add_item(folder, Item(stem="t", title=HOSTILE, caption=HOSTILE))
     (folder / "t.csv").write_text(f'"{HOSTILE.replace(chr(34), chr(34) * 2)}"\n1\n')
     hostile = build_page(folder, HOSTILE, settings={HOSTILE: HOSTILE}).html
     assert probe(tmp_path, hostile, DESKTOP)["title"] == f"{HOSTILE} · tsflora report"

@@ -50,20 +50,9 @@ UNUSUAL = {
 
 
 def deployment_of(config: ExperimentConfig, n_classes: int, n_samples: int) -> Deployment:
-    method = config.method
-    return Deployment(
-        vit=VitShape.of(config.backbone.name, n_classes),
-        placement=method.algorithm.placement,
-        cut=config.cut,
-        lora=config.lora,
-        workload=Workload(
-            n_samples=n_samples, batch_size=config.training.batch_size, local_epochs=config.training.local_epochs
-        ),
-        tokens=method.tokens,
-        quantizer=method.quantizer,
-        gradient_quantizer=method.gradient_quantizer,
-        adapter_quantizer=method.adapter_quantizer,
-    )
+    training = config.training
+    workload = Workload(n_samples=n_samples, batch_size=training.batch_size, local_epochs=training.local_epochs)
+    return Deployment.of(config.method, VitShape.of(config.backbone.name, n_classes), config.lora, config.cut, workload)
 
 
 def check_round(settings: Settings, method: dict, n_participants: int = 1, **changes: Any) -> Traffic:

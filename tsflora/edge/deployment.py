@@ -9,6 +9,7 @@ from tsflora.compression import Quantizer, TokenReducer, quantizers, token_reduc
 from tsflora.config import Config
 from tsflora.edge.shape import VitShape
 from tsflora.errors import ConfigError
+from tsflora.experiment import MethodConfig
 from tsflora.models import LoraConfig, Placement
 
 
@@ -52,6 +53,23 @@ class Deployment:
                 f"{self.vit.backbone}: 1 to {self.vit.n_blocks - 1}"
             )
         self.tokens.n_transmitted(self.vit.n_patches)
+
+    @classmethod
+    def of(
+        cls, method: MethodConfig, vit: VitShape, lora: LoraConfig, cut: int, workload: Workload | None = None
+    ) -> "Deployment":
+        """A study's method on a backbone; the method's own cut wins over `cut`."""
+        return cls(
+            vit=vit,
+            placement=method.algorithm.placement,
+            cut=method.cut or cut,
+            lora=lora,
+            workload=workload or Workload(),
+            tokens=method.tokens,
+            quantizer=method.quantizer,
+            gradient_quantizer=method.gradient_quantizer,
+            adapter_quantizer=method.adapter_quantizer,
+        )
 
     @property
     def n_tokens(self) -> int:

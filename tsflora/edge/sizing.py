@@ -123,17 +123,8 @@ def deployment_of(cell: ExperimentConfig, n_classes: int) -> Deployment:
     Raises:
         ConfigError: a backbone, cut or token count that does not exist.
     """
-    method = cell.method
-    return Deployment(
-        vit=_vit(cell.backbone.name, n_classes, cell.backbone.image_size),
-        placement=method.algorithm.placement,
-        cut=cell.cut,
-        lora=cell.lora,
-        tokens=method.tokens,
-        quantizer=method.quantizer,
-        gradient_quantizer=method.gradient_quantizer,
-        adapter_quantizer=method.adapter_quantizer,
-    )
+    vit = _vit(cell.backbone.name, n_classes, cell.backbone.image_size)
+    return Deployment.of(cell.method, vit, cell.lora, cell.cut)
 
 
 _vit = lru_cache(VitShape.of)

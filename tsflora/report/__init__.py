@@ -19,7 +19,7 @@ from tsflora.report.cost_tables import (
     table_one_numbers,
     table_two,
 )
-from tsflora.report.costs import Case, Scenario, cost_frame, deployment_of, deployments, latency_frame
+from tsflora.report.costs import Case, Scenario, cost_frame, deployments, latency_frame
 from tsflora.report.coverage import coverage, coverage_sentence
 from tsflora.report.dataframes import bytes_frame, rounds_frame, runs_frame
 from tsflora.report.figures import accuracy_by_bytes, accuracy_by_round, bytes_per_round, final_accuracy
@@ -80,7 +80,6 @@ __all__ = [
     "cost_frame",
     "coverage",
     "coverage_sentence",
-    "deployment_of",
     "deployments",
     "difference_table",
     "final_accuracy",

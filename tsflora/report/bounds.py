@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
+from tsflora.report import cost_panels as parts
 from tsflora.report import panels
 from tsflora.report.style import BITS_COLOURS, COLUMN_IN, DOUBLE_COLUMN_IN, theme
 from tsflora.theory import ConvergenceBound
@@ -111,25 +112,21 @@ def ranking(predicted: pd.DataFrame, accuracies: pd.DataFrame) -> tuple[pd.DataF
 def ranking_figure(joined: pd.DataFrame, correlation: float, width_in: float = COLUMN_IN) -> Figure:
     """Measured accuracy against predicted perturbation, one point for each setting, coloured by bits."""
     with theme():
-        figure, axis = plt.subplots(figsize=(width_in, 2.4))
+        figure, axis = plt.subplots(figsize=(width_in, 2.6))
         if joined.empty:
             axis.text(0.5, 0.5, "no runs of these settings yet", transform=axis.transAxes, ha="center", va="center")
-        for bits in sorted(set(joined["bits"])):
-            seen = joined[joined["bits"] == bits]
-            mean = 100 * seen["mean"]
-            spread = np.array([mean - 100 * seen["min"], 100 * seen["max"] - mean])
-            colour = BITS_COLOURS.get(bits, "#8C8C8C")
-            axis.errorbar(seen["perturbation"], mean, yerr=spread, fmt="o", color=colour, lw=0.7, label=f"{bits} bits")
-            for sent, x, y in zip(seen["n_tokens"], seen["perturbation"], mean, strict=True):
-                axis.annotate(str(sent), (x, y), (3, 3), textcoords="offset points", fontsize=6)
+        for row in joined.to_dict("records"):
+            mean = 100 * row["mean"]
+            spread = [[mean - 100 * row["min"]], [100 * row["max"] - mean]]
+            style = {"color": parts.bits_colour(row["bits"]), **parts.token_mark(row["n_tokens"])}
+            axis.errorbar(row["perturbation"], mean, yerr=spread, lw=0.7, **style)
         if not joined.empty:
             axis.set_xscale("log")
-            axis.legend(loc="lower left")
         axis.set_xlabel("Predicted change of the gradient, squared")
         axis.set_ylabel("Test accuracy (%)")
         count = int(joined["count"].max()) if len(joined) else 0
-        note = f"Numbers: tokens sent. Bars: all {count} seeds. Spearman: {correlation:+.2f}."
-        panels.finish(figure, [], note, 1)
+        note = f"Bars: all {count} seeds. Spearman: {correlation:+.2f}."
+        panels.finish(figure, parts.setting_handles(joined, two_rows=False), note, 4)
     return figure
 
 

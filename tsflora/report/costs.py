@@ -32,7 +32,6 @@ from tsflora.edge import (
     traffic,
 )
 from tsflora.errors import ConfigError
-from tsflora.experiment import MethodConfig
 from tsflora.federation.algorithms import Central, SplitLoRA
 from tsflora.models import LoraConfig
 from tsflora.report.dataframes import MIB
@@ -114,30 +113,6 @@ def backbone_label(vit: VitShape) -> str:
     return name if usual else f"{name} at {vit.image_size} px"
 
 
-def deployment_of(
-    method: MethodConfig, vit: VitShape, lora: LoraConfig, cut: int, workload: Workload | None = None
-) -> Deployment:
-    """A method's deployment on a backbone; the method's own cut wins over `cut`.
-
-    Raises:
-        ConfigError: a cut or a token count that the backbone does not have, or images sent as JPEG, whose size is not
-            known before there are images.
-    """
-    if not _known_from_shapes(method):
-        raise ConfigError("algorithm central: the size of JPEG images is not known from shapes; allowed: image 'raw'")
-    return Deployment(
-        vit=vit,
-        placement=method.algorithm.placement,
-        cut=method.cut or cut,
-        lora=lora,
-        workload=workload or Workload(),
-        tokens=method.tokens,
-        quantizer=method.quantizer,
-        gradient_quantizer=method.gradient_quantizer,
-        adapter_quantizer=method.adapter_quantizer,
-    )
-
-
 def deployments(
     study: StudyConfig,
     vits: Sequence[VitShape],
@@ -152,26 +127,32 @@ def deployments(
     within a round in its periodic mode is not counted.
 
     Raises:
-        ConfigError: as `deployment_of`, or a method that the study does not have.
+        ConfigError: a method that the study does not have, a cut or a token count that the backbone does not have, or
+            a method by name whose images travel as JPEG.
     """
     for key in methods or ():
         if key not in study.methods:
             raise ConfigError(f"unknown method {key!r}; {did_you_mean(key, study.methods)}")
-    known: dict[str, MethodConfig] = {}
-    for key, method in study.methods.items():
-        if (methods is None and _known_from_shapes(method)) or (methods is not None and key in methods):
-            known[key] = method
-        elif methods is None:
-            log.warning("left out, JPEG images have no size before there are images: %s", key)
+    chosen = {key: method for key, method in study.methods.items() if methods is None or key in methods}
+    jpeg = [
+        key
+        for key, method in chosen.items()
+        if isinstance(method.algorithm, Central) and method.algorithm.image == "jpeg"
+    ]
+    if jpeg and methods is not None:
+        raise ConfigError(f"method {jpeg[0]}: the size of JPEG images is not known from shapes; allowed: image 'raw'")
+    for key in jpeg:
+        log.warning("left out, JPEG images have no size before there are images: %s", key)
     return [
         Case(
             method=key,
             label=method.label or key,
-            deployment=deployment_of(method, vit, lora or study.lora, cut or study.cut, workload),
+            deployment=Deployment.of(method, vit, lora or study.lora, cut or study.cut, workload),
             in_turn=isinstance(method.algorithm, SplitLoRA),
         )
         for vit in vits
-        for key, method in known.items()
+        for key, method in chosen.items()
+        if key not in jpeg
     ]
 
 
@@ -223,10 +204,6 @@ def _span(fractions: Sequence[float]) -> str:
     """In percent, the least and the most."""
     least, most = 100 * min(fractions), 100 * max(fractions)
     return f"{least:g} %" if least == most else f"{least:g}–{most:g} %"
-
-
-def _known_from_shapes(method: MethodConfig) -> bool:
-    return not (isinstance(method.algorithm, Central) and method.algorithm.image == "jpeg")
 
 
 def _cost_row(case: Case, scenario: Scenario) -> Mapping[str, Any]:

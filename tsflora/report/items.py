@@ -30,10 +30,6 @@ class Item(Config):
     """The files' name without suffix; never a path."""
     title: str
     caption: str = ""
-    paper_item: str | None = None
-    """What it regenerates, as in `Table III`."""
-    alt: str = ""
-    """What the picture shows, for those who cannot see it; empty takes the title."""
 
 
 class Manifest(Config):
