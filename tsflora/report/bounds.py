@@ -119,14 +119,14 @@ def ranking_figure(joined: pd.DataFrame, correlation: float, width_in: float = C
             mean = 100 * row["mean"]
             spread = [[mean - 100 * row["min"]], [100 * row["max"] - mean]]
             style = {"color": parts.bits_colour(row["bits"]), **parts.token_mark(row["n_tokens"])}
-            axis.errorbar(row["perturbation"], mean, yerr=spread, lw=0.7, **style)
+            axis.errorbar(row["perturbation"], mean, yerr=spread, lw=0.7, mec="white", mew=0.4, **style)
         if not joined.empty:
             axis.set_xscale("log")
         axis.set_xlabel("Predicted change of the gradient, squared")
         axis.set_ylabel("Test accuracy (%)")
         count = int(joined["count"].max()) if len(joined) else 0
         note = f"Bars: all {count} seeds. Spearman: {correlation:+.2f}."
-        panels.finish(figure, parts.setting_handles(joined, two_rows=False), note, 4)
+        panels.finish(figure, parts.setting_handles(joined, two_rows=False), note, 3)
     return figure
 
 
