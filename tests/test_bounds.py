@@ -1,14 +1,18 @@
 """Figures of the theory: what is drawn is what was measured, and the ranking is a rank correlation."""
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from tsflora import report
 from tsflora.report import bounds
 from tsflora.report.style import COLUMN_IN, TOKEN_MARKERS
-from tsflora.theory import ConvergenceBound
+from tsflora.theory import ConvergenceBound, Problem, solve
+
+ROOT = Path(__file__).parent.parent
 
 
 def rows():
@@ -45,7 +49,7 @@ def test_distortion_draws_measured_and_bounds(width_in):
     figure = bounds.distortion(rows(), width_in)
     selection, rounding = lines(figure, 0), lines(figure, 1)
     assert selection["measured"] == ([10, 30], [0.4, 0.2]), "50 tokens distort nothing, and log axes know no zero"
-    assert selection["bound, radius"][1] == [0.8, 0.4]
+    assert selection["bound, diameter"][1] == [0.8, 0.4]
     assert selection["bound, norm"][1] == [1.6, 0.8]
     assert rounding["measured"] == ([2, 8], [2 * 4.0**-2, 2 * 4.0**-8])
     assert rounding["bound"][1] == [3 * 4.0**-2, 3 * 4.0**-8]
@@ -58,6 +62,40 @@ def test_perturbation_is_relative_to_the_gradient_with_a_bound_on_the_left_only(
     assert right["8 bits"][1] == pytest.approx([(0.2 * (51 - n) + 4.0**-8) / 2 for n in (10, 30, 50)])
     assert "_bound" in left
     assert "_bound" not in right
+
+
+def test_where_the_prediction_fails_the_note_counts_it():
+    high = rows().assign(perturbation_bound=lambda frame: 0.9 * frame["scattered_perturbation"])
+    assert "above it in 6 of 6 settings" in bounds.perturbation(high)._supxlabel.get_text().replace("\n", " ")
+    assert "above it in 0 of 6 settings" in bounds.perturbation(rows())._supxlabel.get_text().replace("\n", " ")
+
+
+def test_the_table_of_bounds_is_relative_to_what_is_changed():
+    table = bounds.bounds_table(rows())
+    (row,) = table[(table["Setting", "tokens"] == 30) & (table["Setting", "bits"] == 2)].to_dict("records")
+    assert row["Lemma 1, selection", "measured"] == "0.200"
+    assert row["Lemma 2, rounding", "bound"] == "0.188"
+    assert row["Lemma 3, gradient", "measured"] == "1.08"
+    assert row["Lemma 3, gradient", "predicted"] == "3.18"
+
+
+def test_a_plan_stands_beside_what_training_measured():
+    problem = Problem(2, 8, lambda _cut, n, bits: n + bits, 2 * 30 * 8 * 4, {2: 2**20}, {"phone": 2**20})
+    plan = solve(problem, [2], [10, 30], [4, 8])
+    accuracies = settings({(10, 4): {"accuracy": 0.5}, (30, 8): {"accuracy": 0.75}})
+    table = bounds.plan_table(plan, pd.concat([accuracies, accuracies])).set_index(["Tokens", "Bits"])
+    assert table["Accuracy (%)"].to_dict() == {(10, 4): "50.0 (2)", (10, 8): "–", (30, 4): "–", (30, 8): "75.0 (2)"}
+    assert table[""].to_dict() == {(10, 4): "chosen", (10, 8): "", (30, 4): "", (30, 8): "uplink"}
+    assert table.loc[(30, 8), "Device memory (MiB)"] == "1.0"
+
+
+def test_accuracies_are_of_what_the_prediction_is_about():
+    runs = report.read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete
+    found = bounds.accuracies_of(runs, "digits", "iid")
+    assert set(found["selection"]) == {"all", "top_k_merge"}
+    assert set(found["merge"].dropna()) == {"attention"}
+    assert len(bounds.accuracies_of(runs, "digits", "dirichlet_0.5")) < len(found)
+    assert bounds.accuracies_of(runs, "cifar10", "iid").empty
 
 
 def test_convergence_stacks_the_four_terms():

@@ -224,8 +224,8 @@ def test_traffic_by_hand():
     ]
     table = report.traffic_table(records[:3])
     assert table["Uplink", "activations (MiB)"].tolist() == ["0", "4.000", "1.000"]
-    assert table["Uplink", "labels (KiB)"].tolist() == ["0", "1.000", "1.000"]
-    assert table["Uplink", "headers (KiB)"].tolist() == ["0", "0", "0.5000"]
+    assert table["Uplink", "labels (bytes)"].tolist() == ["0", "1,024", "1,024"]
+    assert table["Uplink", "headers (bytes)"].tolist() == ["0", "0", "512"]
     assert table["Downlink", "gradients (MiB)"].tolist() == ["0", "1.000", "1.000"]
     assert table["Total", "up + down (MiB)"].tolist() == ["0", "5.001", "2.001"]
     assert ("Downlink", "activations (MiB)") not in table.columns

@@ -440,7 +440,7 @@ def test_nothing_is_clipped_at_paper_width(draw, width_in):
 
 def test_one_seed_has_no_bar_and_says_why():
     figure = accuracy_by_bits(done([one(tsflora(bits=bits), f"m{bits}") for bits in (4, 8)]))
-    assert "n = 1 seed. No interval at n = 1." in figure.get_supxlabel()
+    assert "n = 1 seed. No interval at n = 1." in figure.get_supxlabel().replace("\n", " ")
     (mean,) = {tuple(row) for row in accuracy_by_bits_means(done([one(tsflora())]))[["low", "high"]].isna().to_numpy()}
     assert mean == (True, True)
 

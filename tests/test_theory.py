@@ -41,6 +41,7 @@ from tsflora.theory import (
     selection_distortion,
     solve,
     total_distortion,
+    unit_bound,
     uplink_bits,
 )
 
@@ -430,6 +431,16 @@ def test_the_theorem_holds_where_everything_is_known() -> None:
     assert gamma**2 < bound.compression
 
 
+def test_unit_bound_is_the_theorem_at_its_largest_rate() -> None:
+    found = unit_bound(0.25, n_devices=50, participants=10, local_steps=4)
+    # A_q = 5, so eta tau = 1 / (32 * 5); the factor is 4 and V = 1 + 2 + 0.25.
+    step = 1 / 160
+    assert found.gap == pytest.approx(4 / (step * 10_000))
+    assert found.drift == pytest.approx(4 * 16 / 3 * step**2 * 3.25)
+    assert found.sampling == pytest.approx(4 * 8 / 3 * step * 5 * 3.25)
+    assert found.compression == pytest.approx(4 * 0.25)
+
+
 # Problem (10)-(14)
 
 MEMORY_BYTES = {1: 100, 2: 200, 3: 300}
@@ -475,6 +486,13 @@ def test_infeasible_ones_say_why() -> None:
     assert edge.feasible
 
 
+def test_a_target_bars_what_is_predicted_to_disturb_more() -> None:
+    (each,) = candidates(problem(target=0.5), [2], [10], [4])
+    assert each.obstacles == ("a predicted perturbation of 1.5 exceeds the target 0.5",)
+    with pytest.raises(ConfigError, match=r"exceeds the target 0\.1"):
+        solve(problem(target=0.1), *GRID)
+
+
 def test_equal_predictions_prefer_less_uplink() -> None:
     best = solve(problem(perturbation=lambda *_: 1), *GRID).best
     assert (best.cut, best.n_tokens, best.bits) == (1, 5, 2)
@@ -500,12 +518,16 @@ def test_fit_recovers_the_model_it_was_made_from() -> None:
     true = PerturbationModel({1: (2.0, 5.0), 2: (0.5, 30.0)}, {(c, n): n / (50 + c) for c in (1, 2) for n in (10, 30)})
     rows = pd.DataFrame(
         {"cut": c, "n_tokens": n, "bits": q, "retained_attention": n / (50 + c), "y": true(c, n, q)}
+        | {"gradient_squared": 3.0}
         for c, n, q in itertools.product((1, 2), (10, 30), (2, 4, 8))
     )
     found = fit_perturbation(rows, "y")
     assert found.retained_attention == pytest.approx(true.retained_attention)
     for cut in (1, 2):
         assert found.coefficients[cut] == pytest.approx(true.coefficients[cut])
+    lost = rows.assign(y=rows["y"].clip(upper=1.5), gradient_squared=1.5)
+    assert (lost["y"] == 1.5).any()
+    assert fit_perturbation(lost, "y").coefficients[1] == pytest.approx(true.coefficients[1]), "saturated rows bend it"
     with pytest.raises(ConfigError, match="nothing was measured at cut 1 with 20 tokens; measured: cut 1 with 10"):
         found(1, 20, 8)
     falling = rows.assign(y=1 - true.coefficients[1][0] * (1 - rows["retained_attention"]))

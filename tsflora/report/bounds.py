@@ -3,20 +3,27 @@
 `rows` is what `tsflora.theory.measure` returns: one row for each number of tokens and bit width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from scipy.stats import spearmanr
 
+from tsflora.records import RunRecord
 from tsflora.report import cost_panels as parts
 from tsflora.report import panels
+from tsflora.report.dataframes import MIB
+from tsflora.report.naming import significant_digits
 from tsflora.report.style import BITS_COLOURS, COLUMN_IN, DOUBLE_COLUMN_IN, theme
-from tsflora.theory import ConvergenceBound
+from tsflora.report.sweeps import settings_frame
+from tsflora.report.tables import MISSING
+from tsflora.theory import ConvergenceBound, Plan
 
 _MEASURED = {"color": "#000000", "marker": "o", "linestyle": "-"}
 _BOUND = {"color": "#D55E00", "marker": "^", "linestyle": "--"}
@@ -32,10 +39,11 @@ def distortion(rows: pd.DataFrame, width_in: float = DOUBLE_COLUMN_IN) -> Figure
         energy = by_tokens["total_signal"]
         _log_line(axes[0], by_tokens["n_tokens"], by_tokens["selection_measured"] / energy, "measured", _MEASURED)
         _log_line(
-            axes[0], by_tokens["n_tokens"], by_tokens["selection_diameter_bound"] / energy, "bound, radius", _BOUND
+            axes[0], by_tokens["n_tokens"], by_tokens["selection_diameter_bound"] / energy, "bound, diameter", _BOUND
         )
         _log_line(axes[0], by_tokens["n_tokens"], by_tokens["selection_norm_bound"] / energy, "bound, norm", _LOOSE)
         axes[0].set_xlabel("Tokens sent")
+        axes[0].set_xticks(by_tokens["n_tokens"].tolist())
         axes[0].set_ylabel("Distortion / energy")
         axes[0].set_title("Lemma 1: selection and merging")
         by_bits = rows[rows["n_tokens"] == rows["n_tokens"].max()].sort_values("bits")
@@ -44,6 +52,7 @@ def distortion(rows: pd.DataFrame, width_in: float = DOUBLE_COLUMN_IN) -> Figure
         _log_line(axes[1], by_bits["bits"], by_bits["rounding_bound"] / signal, "bound", _BOUND)
         axes[1].set_xticks(by_bits["bits"].tolist())
         axes[1].set_xlabel("Bits")
+        axes[1].set_ylabel("Distortion / energy")
         axes[1].set_title(f"Lemma 2: quantisation, {rows['n_tokens'].max()} tokens")
         for axis in axes:
             axis.legend()
@@ -68,11 +77,20 @@ def perturbation(rows: pd.DataFrame, width_in: float = DOUBLE_COLUMN_IN) -> Figu
                     bound = seen["perturbation_bound"] / seen["gradient_squared"]
                     _log_line(axis, seen["n_tokens"], bound, "_bound", {**style, "marker": "", "linestyle": "--"})
             axis.set_xlabel("Tokens sent")
+            axis.set_xticks(sorted(set(rows["n_tokens"])))
             axis.set_title(title)
-        axes[0].set_ylabel("Change of gradient, squared,\nrelative to the gradient")
-        axes[1].legend()
-        note = "Dashed: bound, with the Lipschitz constant estimated on another batch."
-        panels.finish(figure, [], note, 1)
+        axes[0].set_ylabel("Squared change of the gradient,\nrelative to its square")
+        handles: list[Artist] = [
+            Line2D([], [], color=BITS_COLOURS.get(bits, "#8C8C8C"), marker="o", label=f"{bits} bits")
+            for bits in sorted(set(rows["bits"]))
+        ]
+        handles.append(Line2D([], [], color="#666666", ls="--", label="predicted by Lemma 3"))
+        beyond = int((rows["scattered_perturbation"] > rows["perturbation_bound"]).sum())
+        note = (
+            "One batch. The prediction takes its Lipschitz constant from another batch, and can fail: "
+            f"measured is above it in {beyond} of {len(rows)} settings."
+        )
+        panels.finish(figure, handles, note, 2 if panels.narrow(width_in) else 4)
     return figure
 
 
@@ -90,8 +108,77 @@ def convergence(bounds: dict[str, ConvergenceBound], width_in: float = COLUMN_IN
         axis.grid(visible=False, axis="y")
         axis.set_xlabel("Bound on the mean squared gradient")
         figure.legend(loc="outside upper center", ncols=len(_TERMS), handlelength=1.2, columnspacing=1.0)
-        panels.finish(figure, [], "What no learning rate removes is black.", 1)
+        note = (
+            "Smoothness, noise, heterogeneity and first gap are set to 1: lengths compare, and predict nothing. Black: "
+            "what no learning rate removes."
+        )
+        panels.finish(figure, [], note, 1)
     return figure
+
+
+def bounds_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Measured beside bounded for people, each relative to the energy or the squared gradient that it changes.
+
+    Lemma 3's column is a prediction: its constant was estimated on other images.
+    """
+    selection, rounding, gradient = rows["total_signal"], rows["rounding_signal"], rows["gradient_squared"]
+    columns: dict[tuple[str, str], pd.Series] = {
+        ("Lemma 1, selection", "measured"): rows["selection_measured"] / selection,
+        ("Lemma 1, selection", "bound by diameter"): rows["selection_diameter_bound"] / selection,
+        ("Lemma 1, selection", "bound by norm"): rows["selection_norm_bound"] / selection,
+        ("Lemma 2, rounding", "measured"): rows["rounding_measured"] / rounding,
+        ("Lemma 2, rounding", "bound"): rows["rounding_bound"] / rounding,
+        ("Lemma 3, gradient", "measured"): rows["scattered_perturbation"] / gradient,
+        ("Lemma 3, gradient", "predicted"): rows["perturbation_bound"] / gradient,
+        ("Gradient, as sent", "measured"): rows["transmitted_perturbation"] / gradient,
+    }
+    printed = {name: [significant_digits(value, 3) for value in values] for name, values in columns.items()}
+    setting = {("Setting", name.replace("n_", "")): rows[name] for name in ("cut", "n_tokens", "bits")}
+    return pd.DataFrame({**setting, **printed})
+
+
+def accuracies_of(records: Sequence[RunRecord], dataset: str, partition: str) -> pd.DataFrame:
+    """`settings_frame` of the runs that a prediction is about: tokens by CLS attention and merged, or all of them.
+
+    Raises:
+        DataError: as `settings_frame`.
+    """
+    found = settings_frame(records)
+    by_attention = found["selection"].eq("top_k_merge") & found["merge"].eq("attention")
+    here = found["dataset"].eq(dataset) & found["partition"].eq(partition)
+    return found[here & (by_attention | found["selection"].eq("all"))]
+
+
+def plan_table(plan: Plan, accuracies: pd.DataFrame) -> pd.DataFrame:
+    """What the planner looked at, best first, with the accuracy that training measured where it did.
+
+    `accuracies` as for `ranking`. The last column names what stands against a setting, or `chosen`.
+    """
+    means = accuracies.groupby(["cut", "n_tokens", "bits"], as_index=False)["accuracy"].agg(["mean", "count"])
+    measured = {(row["cut"], row["n_tokens"], row["bits"]): row for row in means.to_dict("records")}
+    rows = []
+    for each in plan.frame().to_dict("records"):
+        setting = (each["cut"], each["n_tokens"], each["bits"])
+        found = measured.get(setting)
+        verdict = "chosen" if setting == (plan.best.cut, plan.best.n_tokens, plan.best.bits) else ""
+        rows.append(
+            {
+                "Cut": each["cut"],
+                "Tokens": each["n_tokens"],
+                "Bits": each["bits"],
+                "Uplink (KiB per batch)": f"{each['uplink_bits'] / 8 / 1024:,.1f}",
+                "Device memory (MiB)": f"{each['device_memory_bytes'] / MIB:,.1f}",
+                "Predicted change": significant_digits(each["perturbation"], 3),
+                "Accuracy (%)": MISSING if found is None else f"{100 * found['mean']:.1f} ({found['count']})",
+                "": verdict or "; ".join(_short(obstacle) for obstacle in each["obstacles"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _short(obstacle: str) -> str:
+    """Which limit an obstacle is about."""
+    return next((name for name in ("uplink", "memory", "target") if name in obstacle), obstacle)
 
 
 def ranking(predicted: pd.DataFrame, accuracies: pd.DataFrame) -> tuple[pd.DataFrame, float]:
@@ -119,13 +206,14 @@ def ranking_figure(joined: pd.DataFrame, correlation: float, width_in: float = C
             mean = 100 * row["mean"]
             spread = [[mean - 100 * row["min"]], [100 * row["max"] - mean]]
             style = {"color": parts.bits_colour(row["bits"]), **parts.token_mark(row["n_tokens"])}
-            axis.errorbar(row["perturbation"], mean, yerr=spread, lw=0.7, mec="white", mew=0.4, **style)
+            axis.errorbar(row["perturbation"], mean, yerr=spread, lw=0.7, mec="white", mew=0.2, **style)
         if not joined.empty:
             axis.set_xscale("log")
         axis.set_xlabel("Predicted change of the gradient, squared")
         axis.set_ylabel("Test accuracy (%)")
         count = int(joined["count"].max()) if len(joined) else 0
-        note = f"Bars: all {count} seeds. Spearman: {correlation:+.2f}."
+        sign = f"{correlation:+.2f}".replace("-", "−")
+        note = f"{len(joined)} settings. Bars: least to most of {count} seeds. Spearman: {sign}."
         panels.finish(figure, parts.setting_handles(joined, two_rows=False), note, 3)
     return figure
 

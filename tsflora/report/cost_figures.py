@@ -19,7 +19,7 @@ from tsflora.report import cost_panels as parts
 from tsflora.report import panels
 from tsflora.report.cost_settings import pareto_front, settings_grid, with_latency
 from tsflora.report.costs import PHASES, Case, Scenario, backbone_label, cost_frame, latency_frame
-from tsflora.report.naming import partition_label, partition_rank, significant_digits
+from tsflora.report.naming import dataset_label, partition_label, partition_rank, significant_digits
 from tsflora.report.style import (
     DOUBLE_COLUMN_IN,
     FULL_COLOUR,
@@ -86,7 +86,7 @@ def communication_by_settings(
             f"{counted} {parts.work_note(bases[0])} At equal tokens the patch size changes nothing but the full count."
         )
         handles = [Line2D([], [], **parts.token_style(n_tokens)) for n_tokens in tokens]
-        panels.finish(figure, handles, parts.wrapped_note(note, width_in), len(handles))
+        panels.finish(figure, handles, note, len(handles))
     return figure
 
 
@@ -113,7 +113,7 @@ def memory_by_method(
             f"{how.attention} attention. Weights, adapters, their gradients and optimiser state, what autograd keeps, "
             "one batch of images; not counted: transients of backward, what a runtime takes for itself."
         )
-        panels.finish(figure, [], parts.wrapped_note(note, width_in), 1)
+        panels.finish(figure, [], note, 1)
     return figure
 
 
@@ -140,8 +140,8 @@ def communication_by_method(cases: Sequence[Case], width_in: float = DOUBLE_COLU
             if any(case.deployment.placement == "central" for case in cases)
             else ""
         )
-        note = f"Numbers: first / second.{central} {parts.work_note(cases[0].deployment)}"
-        panels.finish(figure, handles, parts.wrapped_note(note, width_in), 2)
+        note = f"Numbers: uplink as Table I counts / every byte.{central} {parts.work_note(cases[0].deployment)}"
+        panels.finish(figure, handles, note, 2)
     return figure
 
 
@@ -182,12 +182,12 @@ def latency_by_method(
             handles.append(
                 Patch(facecolor="none", edgecolor="#000000", hatch=parts.HATCH, label="too big for a device", lw=0.6)
             )
-        beyond = "" if costs["latency_s"].max() <= limit else "→: longer than the axis."
+        beyond = "" if costs["latency_s"].max() <= limit else "→: longer than the axis, later phases are not seen."
         note = (
             f"{scenario.rates}. {parts.latency_note(costs, scenario)} {beyond} {parts.work_note(cases[0].deployment)}"
         )
         columns = 3 if panels.narrow(width_in) else len(handles)
-        panels.finish(figure, handles, parts.wrapped_note(note, width_in), columns)
+        panels.finish(figure, handles, note, columns)
     return figure
 
 
@@ -219,7 +219,7 @@ def latency_by_uplink(
                     color=style.colour,
                     marker=style.marker,
                     linestyle=style.linestyle,
-                    alpha=1.0 if line["feasible"].all() else 0.35,
+                    alpha=1.0 if line["feasible"].all() else 0.5,
                     label=style.label,
                     gid=method,
                 )
@@ -232,7 +232,7 @@ def latency_by_uplink(
         pale = "" if costs["feasible"].all() else "Pale: too big for a device."
         note = f"{down} {pale} {parts.latency_note(costs, scenario)} {parts.work_note(cases[0].deployment)}"
         handles = panels.method_handles(axes.tolist())
-        panels.finish(figure, handles, parts.wrapped_note(note, width_in), 4 if side_by_side else 2)
+        panels.finish(figure, handles, note, 4 if side_by_side else 2)
     return figure
 
 
@@ -258,7 +258,9 @@ def accuracy_by_latency(
         figure, axes = parts.two_in_a_row(len(cells), width_in, _CURVE_HEIGHT_IN)
         for axis, panel in zip((axis for row in axes for axis in row), cells, strict=False):
             join = "\n" if panels.narrow(width_in) else " · "
-            axis.set_title(join.join([panel["dataset"].iloc[0], partition_label(panel["partition"].iloc[0])]))
+            axis.set_title(
+                join.join([dataset_label(panel["dataset"].iloc[0]), partition_label(panel["partition"].iloc[0])])
+            )
             front = pareto_front(panel).sort_values("latency_s")
             axis.plot(front["latency_s"], 100 * front["mean"], color=parts.GREY, lw=0.7, zorder=1)
             for row in panel.to_dict("records"):
@@ -267,14 +269,14 @@ def accuracy_by_latency(
                 mark = parts.token_mark(row["n_tokens"])
                 axis.plot(x_s, 100 * row["mean"], color=colour, linestyle="", zorder=3, **mark)
             axis.xaxis.set_major_locator(MaxNLocator(6))
-        panels.name_axes(axes, "Round latency (s)", "Test accuracy (%)")
+        panels.name_axes(axes, "Round latency (s)", "Final accuracy (%)")
         panels.percent_axes(axes)
         handles = parts.setting_handles(points, two_rows=not panels.narrow(width_in))
         note = (
-            "Bars: 95 % t-intervals over seeds; line: settings that no other beats in both. Latency of a round of "
-            f"{backbone_label(base.vit)}. {scenario.rates}. {scenario.machines}; phases do not overlap. "
-            f"{parts.work_note(base)}"
+            "Bars: 95 % t-intervals over seeds; line: settings that no other beats in both. Accuracy is this study's, "
+            f"latency that of a round of {backbone_label(base.vit)}. {scenario.rates}. {scenario.machines}; "
+            f"phases do not overlap. {parts.work_note(base)}"
         )
         columns = 3 if panels.narrow(width_in) else len(handles) // 2
-        panels.finish(figure, handles, parts.wrapped_note(note, width_in), columns)
+        panels.finish(figure, handles, note, columns)
     return figure

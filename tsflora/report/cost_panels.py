@@ -1,7 +1,6 @@
 """What the figures of costs share: panels of bars, log axes in plain numbers, the styles of settings, and the notes."""
 
 import math
-import textwrap
 from collections.abc import Iterator
 from itertools import chain, zip_longest
 from typing import Any
@@ -25,7 +24,6 @@ from tsflora.report.style import BITS_COLOURS, FULL_COLOUR, TOKEN_COLOURS, TOKEN
 NUMBER_PT = 6
 GREY = "#666666"
 HATCH = "////"
-_NOTE_CHARACTERS_PER_IN = 21
 
 
 def bar_panels(costs: pd.DataFrame, width_in: float) -> tuple[Figure, list[list[Axes]]]:
@@ -127,7 +125,7 @@ def setting_handles(points: pd.DataFrame, two_rows: bool) -> list[Artist]:
     A legend fills its columns from above: with `two_rows` they alternate, so that bits stand above tokens.
     """
     bits: list[Artist] = [
-        Patch(facecolor=bits_colour(width), label=f"{width} bits", lw=0)
+        Patch(facecolor=bits_colour(width), label="full precision" if width == FULL_BITS else f"{width} bits", lw=0)
         for width in sorted(set(points["bits"].tolist()))
     ]
     tokens: list[Artist] = [
@@ -152,8 +150,3 @@ def latency_note(costs: pd.DataFrame, scenario: Scenario) -> str:
     in_turn = ", ".join(dict.fromkeys(costs.loc[costs["in_turn"], "label"]))
     turns = f" {in_turn}: devices take turns." if in_turn else ""
     return f"{scenario.machines}; phases do not overlap.{turns}"
-
-
-def wrapped_note(note: str, width_in: float) -> str:
-    """A note on as many lines as the figure's width asks for."""
-    return textwrap.fill(" ".join(note.split()), round(_NOTE_CHARACTERS_PER_IN * width_in))

@@ -127,8 +127,8 @@ def table_two(cases: Sequence[Case], scenario: Scenario | None = None) -> pd.Dat
         row = {
             "Class": device.name,
             "Devices": ", ".join(places),
-            "Compute share": f"{device.compute_fraction:g}",
-            "Memory share": f"{device.memory_fraction:g}",
+            "Compute share": f"{100 * device.compute_fraction:g} %",
+            "Memory share": f"{100 * device.memory_fraction:g} %",
             "TFLOP/s reached": significant_digits(device.flop_per_s(scenario.accelerator) / 1e12, 2),
             "Memory (GB)": f"{memory_gb:.1f}",
         }

@@ -1,7 +1,8 @@
 """Figures: records in, a matplotlib figure out. Intervals are 95 % t-intervals over seeds; the note counts the seeds.
 
 Every function takes complete records and the figure's width in inches (3.35 for one column of a paper, 7 for two),
-and raises `DataError` as `runs_frame` does; where there are no records yet, the figure says so.
+and raises `DataError` as `runs_frame` does; where there are no records yet, the figure says so. With the `planned`
+runs, the note counts how many of them are in.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from tsflora.records import KINDS, RunRecord
 from tsflora.report import panels
+from tsflora.report.coverage import PlannedRun
 from tsflora.report.dataframes import DIRECTIONS, bytes_frame, rounds_frame, runs_frame
-from tsflora.report.naming import method_rank, partition_label, significant_digits
+from tsflora.report.naming import dataset_label, method_rank, partition_label, significant_digits
 from tsflora.report.statistics import mean_interval
 from tsflora.report.style import DOUBLE_COLUMN_IN, theme
 
@@ -22,7 +24,9 @@ _CURVE_HEIGHT_IN = 2.1
 _NOTHING = "No runs yet."
 
 
-def accuracy_by_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
+def accuracy_by_round(
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+) -> Figure:
     """Test accuracy against communication round: a panel per data set (rows) and partition (columns)."""
     if not records:
         return panels.sentence(_NOTHING, width_in)
@@ -35,12 +39,15 @@ def accuracy_by_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COL
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels.name_axes(axes, "Communication round", "Test accuracy (%)")
         panels.percent_axes(axes)
-        note = f"Line: mean over seeds; band: 95 % t-interval. {panels.seed_counts(rounds)}"
+        panels.means_in_view(axes)
+        note = f"Line: mean; band: 95 % t-interval. {panels.seed_counts(rounds)}{panels.plan_note(planned, records)}"
         panels.finish(figure, panels.method_handles(axes), note, 2 if panels.narrow(width_in) else 4)
     return figure
 
 
-def accuracy_by_bytes(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
+def accuracy_by_bytes(
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+) -> Figure:
     """Test accuracy against all bytes sent so far, both directions and all devices, on a log axis.
 
     A method that sends nothing has no place on a log axis: it is a level line at its final accuracy, named as such.
@@ -59,18 +66,26 @@ def accuracy_by_bytes(records: Sequence[RunRecord], width_in: float = DOUBLE_COL
                 axis.xaxis.set_minor_formatter(NullFormatter())
             for method, style, seeds in panels.each_method(runs):
                 points = panels.over_seeds(seeds)
-                if points["cumulative_mib"].max() > 0:
+                if points["cumulative_mib"].nunique() > 1:
                     panels.curve(axis, method, style, points, "cumulative_mib")
+                elif points["cumulative_mib"].max() > 0:  # all is sent in the first round
+                    panels.point(axis, method, style, points.iloc[-1], "cumulative_mib")
                 else:
                     panels.level(axis, method, style, points.iloc[-1])
         panels.name_axes(axes, "Traffic so far (MiB)", "Test accuracy (%)")
         panels.percent_axes(axes)
-        note = f"Up + down, all devices. Line: mean; band: 95 % t-interval. {panels.seed_counts(rounds)}"
+        panels.means_in_view(axes)
+        note = (
+            "Up + down, all devices. Line: mean; band, bar: 95 % t-interval. "
+            f"{panels.seed_counts(rounds)}{panels.plan_note(planned, records)}"
+        )
         panels.finish(figure, panels.method_handles(axes), note, 2 if panels.narrow(width_in) else 4)
     return figure
 
 
-def bytes_per_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
+def bytes_per_round(
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+) -> Figure:
     """MiB of one participant in one round by kind: uplink left, downlink right, a row per data set and partition."""
     if not records:
         return panels.sentence(_NOTHING, width_in)
@@ -96,7 +111,7 @@ def bytes_per_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUM
                 panels.stacked_bars(axis, runs[runs["direction"] == direction], widest_mib)
             panels.totals(row[-1], runs)
             row[0].set_yticks(range(len(labels)), panels.wrapped(labels, width_in))
-            row[0].set_ylabel(f"{dataset} · {partition_label(str(partition))}")
+            row[0].set_ylabel(f"{dataset_label(str(dataset))} · {partition_label(str(partition))}")
             row[0].set_ylim(len(labels) - 0.4, -0.6)
         for axis, direction in zip(axes[0], DIRECTIONS, strict=True):
             axis.set_title(direction)
@@ -107,12 +122,17 @@ def bytes_per_round(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUM
         note = (
             "One device in one round, mean over seeds.\n"
             f"Labels and headers are in, at most {significant_digits(most_kib, 2)} KiB a bar."
+            f"{panels.plan_note(planned, records)}"
         )
+        if (traffic.loc[traffic["kind"] == "images", "bytes_per_round"] > 0).any():
+            note += "\nImages travel once; here they are divided by the rounds."
         panels.finish(figure, panels.kind_handles(traffic), note, 3 if panels.narrow(width_in) else len(KINDS))
     return figure
 
 
-def final_accuracy(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
+def final_accuracy(
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+) -> Figure:
     """Accuracy after the last round: mean, its interval, and every seed as a small dot."""
     if not records:
         return panels.sentence(_NOTHING, width_in)
@@ -136,6 +156,9 @@ def final_accuracy(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN
             low, high = row[0].get_xlim()
             row[0].set_xlim(max(low, 0), min(high, 100))
         panels.name_axes(axes, "Final accuracy (%)", "")
-        note = f"Marker: mean; bar: 95 % t-interval; dots: seeds. {panels.seed_counts(frame)}"
+        note = (
+            f"Marker: mean; bar: 95 % t-interval; dots: seeds. {panels.seed_counts(frame)}"
+            f"{panels.plan_note(planned, records)}"
+        )
         panels.finish(figure, [], note, 1)
     return figure

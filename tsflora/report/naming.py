@@ -26,6 +26,14 @@ def method_rank(method: str) -> tuple[int, str]:
     return (METHODS.index(method), "") if method in METHODS else (len(METHODS), method)
 
 
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet"}
+
+
+def dataset_label(dataset: str) -> str:
+    """The printed name of a data set; an unknown one stays as it is."""
+    return _DATASETS.get(dataset, dataset)
+
+
 def partition_rank(partition: str) -> tuple[bool, str]:
     """Sort key of a partition: IID first, then by name."""
     return (partition != "iid", partition)

@@ -13,13 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tsflora.records import KINDS
-from tsflora.report.naming import method_rank, partition_label, partition_rank, significant_digits
+from tsflora.records import KINDS, RunRecord
+from tsflora.report.coverage import PlannedRun, coverage
+from tsflora.report.naming import dataset_label, method_rank, partition_label, partition_rank, significant_digits
 from tsflora.report.statistics import mean_interval
 from tsflora.report.style import COLUMN_IN, KIND_COLOURS, MethodStyle, style_of, theme
 
 _BAND_ALPHA = 0.13
 _NOTE_PT = 6
+_NOTE_CHARACTERS_PER_IN = 23
 _NUMBER_PT = 6.5
 
 
@@ -39,7 +41,7 @@ def grid(
     )
     for row, dataset in zip(axes, datasets, strict=True):
         for axis, partition in zip(row, partitions, strict=True):
-            axis.set_title(f"{dataset}{join}{partition_label(partition)}")
+            axis.set_title(f"{dataset_label(dataset)}{join}{partition_label(partition)}")
     return figure, axes.tolist()
 
 
@@ -83,6 +85,13 @@ def curve(axis: Axes, method: str, style: MethodStyle, points: pd.DataFrame, x: 
         label=style.label,
         gid=method,
     )
+
+
+def point(axis: Axes, method: str, style: MethodStyle, last: pd.Series, x: str) -> None:
+    """The last of `over_seeds` points with its interval, where a line against column `x` would stand upright."""
+    if np.isfinite(last["low"]):
+        axis.vlines(last[x], last["low"], last["high"], color=style.colour, lw=0.9)
+    axis.plot(last[x], last["mean"], color=style.colour, marker=style.marker, ls="", label=style.label, gid=method)
 
 
 def level(axis: Axes, method: str, style: MethodStyle, last: pd.Series) -> None:
@@ -164,6 +173,14 @@ def percent_axes(axes: list[list[Axes]]) -> None:
         row[0].set_ylim(max(low, 0), min(high, 100))
 
 
+def means_in_view(axes: list[list[Axes]]) -> None:
+    """The view starts below the lowest mean: a wide interval of one method would press all the others together."""
+    for row in axes:
+        low = min((np.min(line.get_ydata()) for axis in row for line in axis.lines), default=0.0)
+        bottom, top = row[0].get_ylim()
+        row[0].set_ylim(max(bottom, low - 0.06 * (top - low)), top)
+
+
 def wrapped(labels: Sequence[str], width_in: float) -> list[str]:
     """Method names on two lines where the figure is narrow."""
     return [textwrap.fill(label, 16) if narrow(width_in) else label for label in labels]
@@ -175,16 +192,18 @@ def narrow(width_in: float) -> bool:
 
 
 def finish(figure: Figure, handles: Sequence[Artist], note: str, legend_columns: int) -> None:
-    """Legend above the panels and the note that says what is drawn below them."""
+    """Legend above the panels; below them the note that says what is drawn, wrapped to the figure's width."""
+    characters = round(_NOTE_CHARACTERS_PER_IN * figure.get_figwidth())
+    text = "\n".join(textwrap.fill(" ".join(line.split()), characters) for line in note.split("\n"))
     if handles:
         figure.legend(
             handles=list(handles),
             loc="outside upper center",
             ncols=legend_columns,
-            handlelength=2.6,
+            handlelength=2.6 if narrow(float(figure.get_figwidth())) else 3.4,
             columnspacing=1.0,
         )
-    figure.supxlabel(note, fontsize=_NOTE_PT, color="#444444")
+    figure.supxlabel(text, fontsize=_NOTE_PT, color="#444444")
     # pyplot forgets it, so that a notebook shows it once; the figure itself stays whole.
     plt.close(figure)
 
@@ -205,6 +224,14 @@ def seed_counts(runs: pd.DataFrame, cell: Sequence[str] = ("dataset", "partition
     span = f"n = {least}" if least == most else f"n = {least}–{most}"
     alone = " No interval at n = 1." if least == 1 else ""
     return f"{span} {'seed' if most == 1 else 'seeds'}.{alone}"
+
+
+def plan_note(planned: Sequence[PlannedRun], records: Sequence[RunRecord]) -> str:
+    """` 42 of 60 planned runs.`, or nothing without a plan."""
+    if not planned:
+        return ""
+    counts = coverage(planned, records)
+    return f" {counts['in'].sum()} of {counts['planned'].sum()} planned runs."
 
 
 def _sides(frame: pd.DataFrame) -> tuple[list[str], list[str]]:

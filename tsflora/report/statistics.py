@@ -40,12 +40,12 @@ class PairedDifference:
     bootstrap_low: float
     bootstrap_high: float
     p_value: float
-    """Two-sided p of the paired t-test; NaN for one seed. Not corrected for the number of methods compared."""
+    """Two-sided p of the paired t-test, not corrected for the number of methods; NaN for one seed, or equal ones."""
 
     @property
     def significant(self) -> bool:
-        """Whether the t-interval leaves out 0; never true for a single seed."""
-        return self.interval.low > 0 or self.interval.high < 0
+        """Whether the t-interval leaves out 0; never true for a single seed, nor without any spread to judge by."""
+        return self.interval.half_width > 0 and not self.interval.low <= 0 <= self.interval.high
 
 
 def mean_interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
@@ -87,7 +87,7 @@ def paired_difference(a: Mapping[int, float], b: Mapping[int, float], confidence
         return PairedDifference(interval, float("nan"), float("nan"), float("nan"))
     error = _standard_error(differences)
     if error == 0:
-        return PairedDifference(interval, interval.low, interval.high, float(interval.mean == 0))
+        return PairedDifference(interval, interval.low, interval.high, float("nan"))
     p_value = 2 * float(stats.t.sf(abs(interval.mean) / error, len(seeds) - 1))
     if len(seeds) < _BOOTSTRAP_MIN_SEEDS:
         return PairedDifference(interval, float("nan"), float("nan"), p_value)

@@ -32,7 +32,8 @@ class MethodStyle:
     linestyle: str
 
 
-# Okabe and Ito's colour-blind-safe colours; grey stands in for their yellow, which fades on white.
+# Okabe and Ito's colour-blind-safe colours, with grey for their yellow, which fades on white, and two of Paul Tol's for
+# the context baselines.
 _KNOWN = {
     "local_lora": ("#8C8C8C", "x", ":"),
     "fed_lora": ("#E69F00", "v", "--"),
@@ -42,6 +43,8 @@ _KNOWN = {
     "sflora_4bit": ("#CC79A7", "D", "-."),
     "tsflora_8bit_40": ("#009E73", "^", "-"),
     "tsflora_8bit_30": ("#D55E00", "*", "-"),
+    "central_raw": ("#882255", "o", "--"),
+    "central_jpeg": ("#332288", "s", ":"),
 }
 # Paul Tol's "muted" scheme, colour-blind safe too, for methods that users add.
 _MORE_COLOURS = (
@@ -71,8 +74,8 @@ KIND_COLOURS = {
 PHASE_COLOURS = {"device": "#EE8866", "uplink": "#4477AA", "server": "#BBBBBB", "downlink": "#77AADD"}
 """Colour of each phase of a round (Paul Tol's "light" and "bright"); the two directions of traffic are two blues."""
 
-BITS_COLOURS = {2: "#D55E00", 4: "#CC79A7", 8: "#0072B2", 16: "#009E73"}
-"""Colour of each bit width where the axis is something else (Okabe and Ito)."""
+BITS_COLOURS = {2: "#BB5566", 4: "#DDAA33", 8: "#004488", 16: "#888888"}
+"""Colour of each bit width where the axis is something else (Paul Tol's "high contrast"): no method's."""
 FULL_COLOUR = "#000000"
 """Colour of full precision, in which nothing is compressed."""
 
@@ -86,18 +89,21 @@ BITS_MARKERS = {2: "v", 4: "D", 8: "s"}
 """Marker of each bit width where the axis is something else."""
 
 CHOICE_LOOKS = {
-    ("top_k_merge", "attention"): ("#009E73", "^", "-"),
-    ("top_k_merge", "none"): ("#56B4E9", "v", "--"),
-    ("random", "attention"): ("#D55E00", "X", ":"),
-    ("feature_norm", "attention"): ("#CC79A7", "D", "-."),
+    ("top_k_merge", "attention"): ("#D55E00", "*", "-"),
+    ("top_k_merge", "none"): ("#DDAA33", "v", "--"),
+    ("random", "attention"): ("#004488", "X", ":"),
+    ("feature_norm", "attention"): ("#44AA99", "p", "-."),
 }
-"""Colour, marker and line of each way to choose tokens: selection and merged token (Okabe and Ito)."""
+"""Colour, marker and line of each way to choose tokens: selection and merged token.
+
+The first is TSFLora's own and looks like its runs at 30 tokens; the others look like no method.
+"""
 
 
 def style_of(method: str, label: str) -> MethodStyle:
     """The style of a method, the same in every figure and on every machine.
 
-    The suite's eight are fixed. Any other key is hashed to one of 288 combinations that none of the eight uses, so a
+    The suite's own are fixed. Any other key is hashed to one of 288 combinations that none of them uses, so a
     colour depends on the key alone, not on which other methods are drawn; two new methods may share a colour, and
     then differ in marker or line.
     """
@@ -138,8 +144,11 @@ def _settings() -> Any:
         "xtick.major.size": 2.5,
         "ytick.major.size": 2.5,
         "xtick.minor.size": 1.5,
+        "ytick.minor.width": 0.4,
+        "ytick.minor.size": 1.5,
         "lines.linewidth": 1.1,
-        "lines.markersize": 3.2,
+        "lines.markersize": 3.4,
+        "lines.markeredgewidth": 0.7,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "figure.constrained_layout.use": True,

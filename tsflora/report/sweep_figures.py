@@ -6,7 +6,6 @@ absent; with the `planned` runs the note counts them. Where there is nothing to 
 `DataError` as `settings_frame` does.
 """
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from tsflora.report.style import (
     BITS_COLOURS,
     BITS_MARKERS,
     CHOICE_LOOKS,
+    COLUMN_IN,
     DOUBLE_COLUMN_IN,
     FULL_COLOUR,
     TOKEN_COLOURS,
@@ -111,9 +111,11 @@ def _figure(
     width_in: float,
     levels: pd.DataFrame | None = None,
 ) -> Figure:
-    """One panel per data set and partition: a line per `series` over `x`, and `levels` across."""
+    """One panel per data set and partition, alone in one column: a line per `series` over `x`, and `levels` across."""
     if lines.empty:
         return panels.sentence(chosen.sentence, width_in)
+    if len(lines[PANEL].drop_duplicates()) == 1:
+        width_in = min(width_in, COLUMN_IN)
     gap = min(np.diff(list(places)), default=1.0)
     with theme():
         figure, axes = panels.grid(lines, width_in, _HEIGHT_IN, "all")
@@ -133,7 +135,7 @@ def _figure(
             handles.append(_handle(MethodStyle("full precision, all tokens", FULL_COLOUR, "", "-")))
         panels.name_axes(axes, x_name, "Final accuracy (%)")
         panels.percent_axes(axes)
-        panels.finish(figure, handles, _note(chosen, width_in), 2 if panels.narrow(width_in) else 4)
+        panels.finish(figure, handles, _note(chosen), 2 if panels.narrow(width_in) else len(handles))
     return figure
 
 
@@ -171,7 +173,7 @@ def _bits_style(bits: int) -> MethodStyle:
     return MethodStyle(f"{bits} bits", BITS_COLOURS[bits], BITS_MARKERS[bits], "-")
 
 
-def _note(chosen: Selected, width_in: float) -> str:
+def _note(chosen: Selected) -> str:
     """What is drawn and what every point shares, how many seeds, and how much of the plan is in."""
     shared = ", ".join(_FIXED[name].format(value) for name, value in chosen.fixed.items())
     seeds = panels.seed_counts(chosen.runs, [*PANEL, *POINT])
@@ -182,6 +184,5 @@ def _note(chosen: Selected, width_in: float) -> str:
             texts.append(f"{extra} drawn {'is' if extra == 1 else 'are'} not in the plan.")
     if chosen.n_left_out:
         texts.append(f"{chosen.n_left_out} of other settings left out.")
-    drawn, rest = f"Marker: mean; bar: 95 % t-interval. {seeds}", " ".join(texts)
-    # A column holds one of the two on a line.
-    return f"{drawn}\n{textwrap.fill(rest, 76)}" if panels.narrow(width_in) else f"{drawn} {rest}"
+    drawn, rest = f"Marker: mean; bar: 95 % t-interval; side by side: one place. {seeds}", " ".join(texts)
+    return f"{drawn}\n{rest}"

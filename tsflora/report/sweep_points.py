@@ -8,7 +8,7 @@ import pandas as pd
 
 from tsflora.records import RunRecord
 from tsflora.report.coverage import PlannedRun
-from tsflora.report.naming import partition_label
+from tsflora.report.naming import dataset_label, partition_label
 from tsflora.report.statistics import paired_difference
 from tsflora.report.sweep_runs import CLS_ATTENTION, bits_runs, cut_runs, selection_runs
 from tsflora.report.sweeps import PANEL
@@ -110,7 +110,7 @@ def selection_table(
     rows = [(row, found.get(tuple(row[name] for name in key))) for row in means.to_dict("records")]
     return pd.DataFrame(
         {
-            "Dataset": means["dataset"],
+            "Dataset": [dataset_label(name) for name in means["dataset"]],
             "Partition": [partition_label(name) for name in means["partition"]],
             "Cut": means["cut"],
             "Choice": means["choice"],

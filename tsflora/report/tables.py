@@ -12,7 +12,15 @@ from tsflora.errors import DataError
 from tsflora.records import KINDS, RunRecord
 from tsflora.report.coverage import PlannedRun
 from tsflora.report.dataframes import CELL, DIRECTIONS, MIB, runs_frame
-from tsflora.report.naming import METHODS, REFERENCE, method_rank, partition_label, partition_rank, significant_digits
+from tsflora.report.naming import (
+    METHODS,
+    REFERENCE,
+    dataset_label,
+    method_rank,
+    partition_label,
+    partition_rank,
+    significant_digits,
+)
 from tsflora.report.statistics import PairedDifference, mean_interval, paired_difference
 
 MISSING = "–"
@@ -20,7 +28,7 @@ NOT_SIGNIFICANT = "n.s."
 DIFFERENCE = ("difference", "low", "high", "n", "p_value", "bootstrap_low", "bootstrap_high", "significant")
 """Columns of a paired difference in a frame of raw numbers."""
 _SMALL_KINDS = ("labels", "headers")
-"""Printed in KiB: in MiB they would be zeros."""
+"""Printed in bytes: in MiB they would be zeros."""
 
 
 def accuracy_means(records: Sequence[RunRecord]) -> pd.DataFrame:
@@ -141,7 +149,8 @@ def difference_table(
 ) -> pd.DataFrame:
     """`accuracy_differences` for people: `difference [low, high] (n)` in percentage points, layout of `accuracy_table`.
 
-    A difference whose interval includes 0 carries `n.s.`; one seed shows `untested`. `planned` as in `accuracy_table`.
+    A difference whose interval includes 0 carries `n.s.`; one seed, or seeds without any spread, are `untested`.
+    `planned` as in `accuracy_table`.
 
     Raises:
         DataError: as `accuracy_differences`.
@@ -158,6 +167,8 @@ def difference_cell(row: Mapping[Hashable, Any]) -> str:
     difference = signed(100 * row["difference"])
     if row["n"] == 1:
         return f"{difference} (1) untested"
+    if row["low"] == row["high"]:
+        return f"{difference} on every seed ({row['n']}) untested"
     mark = "" if row["significant"] else f" {NOT_SIGNIFICANT}"
     return f"{difference} [{signed(100 * row['low'])}, {signed(100 * row['high'])}] ({row['n']}){mark}"
 
@@ -199,7 +210,7 @@ def traffic_table(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
         return no_table("No runs yet.")
     means = traffic_means(records, reference)
     columns: dict[tuple[str, str], list[str]] = {
-        ("", "Dataset"): means["dataset"].tolist(),
+        ("", "Dataset"): [dataset_label(name) for name in means["dataset"]],
         ("", "Partition"): [partition_label(name) for name in means["partition"]],
         ("", "Method"): means["label"].tolist(),
     }
@@ -210,7 +221,7 @@ def traffic_table(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
             if not sent_mib.any():
                 continue
             if kind in _SMALL_KINDS:
-                columns[group, f"{kind} (KiB)"] = [significant_digits(1024 * value, 4) for value in sent_mib]
+                columns[group, f"{kind} (bytes)"] = [f"{MIB * value:,.0f}" for value in sent_mib]
             else:
                 columns[group, f"{kind} (MiB)"] = [significant_digits(value, 4) for value in sent_mib]
         columns[group, "all (MiB)"] = [significant_digits(value, 4) for value in means[f"{direction}_mib"]]
@@ -247,7 +258,10 @@ def _by_method(
         [[rows.get((*column, method), MISSING) for column in columns] for method in methods],
         index=pd.Index([labels[method] for method in methods], name="Method"),
         columns=pd.MultiIndex.from_arrays(
-            [[dataset for dataset, _ in columns], [partition_label(partition) for _, partition in columns]]
+            [
+                [dataset_label(dataset) for dataset, _ in columns],
+                [partition_label(partition) for _, partition in columns],
+            ]
         ),
     )
 

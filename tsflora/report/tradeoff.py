@@ -11,16 +11,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tsflora.records import RunRecord
 from tsflora.report import panels
+from tsflora.report.coverage import PlannedRun
 from tsflora.report.dataframes import CELL, MIB, runs_frame
-from tsflora.report.naming import partition_label, partition_rank
+from tsflora.report.naming import dataset_label, partition_label, partition_rank
 from tsflora.report.style import DOUBLE_COLUMN_IN, style_of, theme
 from tsflora.report.tables import accuracy_means
 
+_TICKS = (1.0, 2.0, 5.0)
+_APART = 1.08
 COUNTS = {
     "uplink payload": ("uplink_activations_bytes", "uplink_adapters_bytes", "uplink_images_bytes"),
     "all bytes, up + down": ("total_bytes",),
 }
-"""What the TSFLora paper counts, and everything: gradients, adapters back, labels and headers too."""
+"""What the TSFLora paper counts of a split method, and everything: gradients, adapters back, labels and headers too."""
 
 
 def tradeoff_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
@@ -35,10 +38,13 @@ def tradeoff_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
     return means.merge(runs[CELL].assign(**sent).groupby(CELL, sort=False, as_index=False).mean(), on=CELL)
 
 
-def accuracy_against_traffic(records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN) -> Figure:
+def accuracy_against_traffic(
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+) -> Figure:
     """Final accuracy against MiB per device and round: the paper's count left, every byte right, a row for each case.
 
-    A method that sends nothing is left out: it has no place on a log axis. Without records the figure says so.
+    A method that sends nothing is left out: it has no place on a log axis. Methods that send the same stand side by
+    side. Without records the figure says so; with the `planned` runs the note counts those that are in.
 
     Raises:
         DataError: as `runs_frame`.
@@ -61,31 +67,50 @@ def accuracy_against_traffic(records: Sequence[RunRecord], width_in: float = DOU
         for row, (dataset, partition) in zip(grid, cases, strict=True):
             methods = frame[(frame["dataset"] == dataset) & (frame["partition"] == partition)]
             for axis, count in zip(row, COUNTS, strict=True):
-                for method in methods.to_dict("records"):
-                    if method[count] > 0:
-                        _point(axis, method, count)
+                sending = methods[methods[count] > 0]
+                for place, method in zip(
+                    _side_by_side(sending[count].tolist()), sending.to_dict("records"), strict=True
+                ):
+                    _point(axis, method, place)
                 axis.set_xscale("log")
-                axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                axis.xaxis.set_major_locator(LogLocator(subs=_TICKS))
                 axis.xaxis.set_major_formatter(FuncFormatter(lambda mib, _: f"{mib:g}"))
                 axis.xaxis.set_minor_formatter(NullFormatter())
-            row[0].set_ylabel(f"{dataset}\n{partition_label(partition)}\naccuracy (%)")
+            row[0].set_ylabel(f"{dataset_label(dataset)}\n{partition_label(partition)}\nfinal accuracy (%)")
         for axis, count in zip(grid[0], COUNTS, strict=True):
             axis.set_title(count)
         for axis in grid[-1]:
             axis.set_xlabel("MiB per device and round")
         axes = grid.tolist()
         panels.percent_axes(axes)
-        note = "Final accuracy; bars: 95 % t-intervals over seeds. Uplink payload: no labels, ranges, headers."
+        silent = frame.loc[(frame[list(COUNTS)] == 0).all(axis=1), "label"]
+        note = (
+            f"Bars: 95 % t-intervals. {panels.seed_counts(runs_frame(records))}{panels.plan_note(planned, records)}"
+            "\nUplink payload: activations, adapters, images; no labels, ranges, headers. Equal traffic side by side."
+        )
+        if len(silent):
+            note += f"\n{', '.join(dict.fromkeys(silent))} sends nothing and is not shown."
+        if runs_frame(records)["uplink_images_bytes"].any():
+            note += "\nImages travel once; here they are divided by the rounds."
         panels.finish(figure, panels.method_handles(axes), note, 2 if panels.narrow(width_in) else 4)
     return figure
 
 
-def _point(axis: Axes, method: Mapping[Hashable, Any], count: str) -> None:
+def _side_by_side(sent_mib: Sequence[float]) -> list[float]:
+    """Places of methods on a log axis: those within a percent of each other stand apart, in their order."""
+    places = []
+    for index, mib in enumerate(sent_mib):
+        near = [other for other, amount in enumerate(sent_mib) if abs(amount / mib - 1) < 0.01]
+        places.append(mib * _APART ** (near.index(index) - (len(near) - 1) / 2))
+    return places
+
+
+def _point(axis: Axes, method: Mapping[Hashable, Any], place: float) -> None:
     style = style_of(str(method["method"]), str(method["label"]))
     mean, low, high = (100 * float(method[name]) for name in ("mean", "low", "high"))
     # One seed has no interval.
     spread = None if pd.isna(low) else [[mean - low], [high - mean]]
-    (line,) = axis.plot([method[count]], [mean], color=style.colour, marker=style.marker, ls="", label=style.label)
+    (line,) = axis.plot([place], [mean], color=style.colour, marker=style.marker, ls="", label=style.label)
     line.set_gid(method["method"])
     if spread is not None:
-        axis.errorbar([method[count]], [mean], yerr=spread, color=style.colour, lw=0.8, capsize=1.5)
+        axis.errorbar([place], [mean], yerr=spread, color=style.colour, lw=0.8, capsize=1.5)

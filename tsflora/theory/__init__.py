@@ -4,7 +4,7 @@ Distortion of tokens (Lemmas 1 and 2), perturbation of gradients (Lemma 3), conv
 cut, tokens and bits (problem 10-14). Training uses none of it.
 """
 
-from tsflora.theory.convergence import ConvergenceBound, ConvergenceConfig, convergence_bound
+from tsflora.theory.convergence import ConvergenceBound, ConvergenceConfig, convergence_bound, unit_bound
 from tsflora.theory.distortion import (
     RandomDistortion,
     SelectionDistortion,
@@ -51,5 +51,6 @@ __all__ = [
     "selection_distortion",
     "solve",
     "total_distortion",
+    "unit_bound",
     "uplink_bits",
 ]

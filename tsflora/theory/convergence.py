@@ -111,3 +111,30 @@ def convergence_bound(config: ConvergenceConfig) -> ConvergenceBound:
         sampling=factor * 8 / 3 * L * eta * tau * len(shares) * sum(a**2 / q * v for a, q, v, _ in shares),
         compression=factor / (2 * config.young) * sum(a * gamma2 for a, _, _, gamma2 in shares),
     )
+
+
+def unit_bound(
+    perturbation: float, n_devices: int, participants: int, local_steps: int, rounds: int = 10_000
+) -> ConvergenceBound:
+    """Theorem 1 at its largest learning rate with L, the gap, epsilon^2 and sigma^2 of equal devices set to 1.
+
+    For comparing terms with each other and settings with each other: the constants of a real loss are not known, so
+    the sum predicts nothing. `perturbation` is Gamma^2 relative to the squared gradient.
+    """
+    equal = (1.0,) * n_devices
+    share, smoothness = participants / n_devices, 1.0
+    # Equal weights 1/N make A_q = 1/q.
+    learning_rate = 1 / (32 * smoothness * local_steps * max(1.0, 1 / share))
+    config = ConvergenceConfig(
+        smoothness=smoothness,
+        learning_rate=learning_rate * (1 - 1e-12),  # the bound itself may round to just above
+        local_steps=local_steps,
+        rounds=rounds,
+        initial_gap=1.0,
+        heterogeneity=1.0,
+        weights=(1 / n_devices,) * n_devices,
+        participation=(share,) * n_devices,
+        variances=equal,
+        perturbations=(perturbation,) * n_devices,
+    )
+    return convergence_bound(config)

@@ -38,6 +38,8 @@ class Problem:
     """By cut."""
     memory_limit_bytes: Mapping[Hashable, int | float]
     """By device; the one with the least decides for all."""
+    target: float = math.inf
+    """The largest Gamma^2 that is good enough."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,8 @@ def _candidate(problem: Problem, cut: int, n_tokens: int, bits: int) -> Candidat
     predicted = float(problem.perturbation(cut, n_tokens, bits))
     if math.isnan(predicted):
         raise ConfigError(f"the predicted perturbation of cut {cut}, {n_tokens} tokens, {bits} bits is NaN")
+    if predicted > problem.target:
+        obstacles.append(f"a predicted perturbation of {predicted:.3g} exceeds the target {problem.target:g}")
     return Candidate(cut, n_tokens, bits, uplink, float(memory), predicted, tuple(obstacles))
 
 
@@ -115,7 +119,7 @@ def solve(problem: Problem, cuts: Sequence[int], n_tokens: Sequence[int], bits: 
     feasible = [each for each in every if each.feasible]
     if not feasible:
         # Uplink and memory depend on different choices, so one configuration has the least of both, and what it
-        # breaks no other can keep.
+        # breaks no other can keep; if it only misses the target, the others that keep both limits miss it too.
         least = min(every, key=lambda each: (each.uplink_bits, each.device_memory_bytes))
         raise ConfigError(
             f"no configuration is feasible; even cut {least.cut}, {least.n_tokens} tokens, {least.bits} bits is not: "
@@ -150,13 +154,14 @@ class PerturbationModel:
 def fit_perturbation(rows: pd.DataFrame, column: str = "transmitted_perturbation") -> PerturbationModel:
     """Non-negative least squares for each cut over rows as `measure` returns them; `column` is what to predict.
 
-    The model has no saturation: where compression is so coarse that the gradient at hand is lost altogether, the
-    measured perturbation stops at about ||g||^2, and the fit is only right about the order.
+    The model knows no saturation, and measurements do: where compression is so coarse that the gradient is lost
+    altogether, its change stops growing at about ||g||^2. Such rows, with `column` at `gradient_squared` or above,
+    would bend the fit where it matters and are left out, unless fewer than two of a cut's are below.
 
     Raises:
         ConfigError: no rows, a missing column, or one that is not finite.
     """
-    needed = ["cut", "n_tokens", "bits", "retained_attention", column]
+    needed = ["cut", "n_tokens", "bits", "retained_attention", "gradient_squared", column]
     missing = [name for name in needed if name not in rows.columns]
     if missing or rows.empty:
         raise ConfigError(f"a fit needs rows with {', '.join(needed)}; missing: {', '.join(missing) or 'rows'}")
@@ -165,6 +170,8 @@ def fit_perturbation(rows: pd.DataFrame, column: str = "transmitted_perturbation
     coefficients = {}
     for cut in sorted({int(each) for each in rows["cut"].to_list()}):
         seen = rows[rows["cut"] == cut]
+        below = seen[seen[column] < seen["gradient_squared"]]
+        seen = below if len(below) >= 2 else seen
         terms = np.stack([1 - seen["retained_attention"], 4.0 ** -seen["bits"].astype(float)], axis=1)
         (selection, rounding), _ = nnls(terms, seen[column].to_numpy(dtype=float))
         coefficients[cut] = (float(selection), float(rounding))
