@@ -20,25 +20,29 @@ def main(
         "params.yaml"
     ),
 ) -> None:
-    """Write the study's complete records below RECORDS to OUTPUT, one a line, in a fixed order.
+    """Write the study's records below RECORDS to OUTPUT, one a line, in a fixed order; failed runs are marked as such.
 
     A record of another configuration than the study has now is left out and named: it would be averaged with others
-    that it does not belong to. Of two records of one run (a method that another stage ran before) the newer one stays.
+    that it does not belong to. Of two records of one run (a method that another stage ran before) a complete one stays,
+    and of two complete ones the newer.
     """
     with one_line_errors():
         planned = {config_digest(cell.dump()) for cell in StudyConfig.read(params).all_cells()}
+        found = load_records(records)
         kept: dict[str, RunRecord] = {}
-        for record in sorted(load_records(records).complete, key=lambda record: record.started_at, reverse=True):
+        newest_first = sorted(found.complete, key=lambda record: record.started_at, reverse=True)
+        for record in [*newest_first, *found.failed]:
             if record.config_sha256 not in planned:
                 logging.warning("left out, not a run of this study as it is now: %s", _name(record))
             elif record.config_sha256 in kept:
-                logging.warning("left out, there is a newer record of the same run: %s", _name(record))
+                logging.warning("left out, there is a better record of the same run: %s", _name(record))
             else:
                 kept[record.config_sha256] = record
         if not kept:
             raise DataError(f"{records} holds no record of a run in {params}; run the study's run stages first")
         write_jsonl(kept.values(), output)
-        print(f"{len(kept)} of {len(planned)} planned records -> {output}")
+        failed = sum(record.status == "failed" for record in kept.values())
+        print(f"{len(kept)} of {len(planned)} planned records{f', {failed} failed' if failed else ''} -> {output}")
 
 
 def _name(record: RunRecord) -> str:

@@ -10,6 +10,7 @@ from command import one_line_errors
 from tsflora.files import write_atomically
 from tsflora.report.collection import read_jsonl
 from tsflora.report.page import Runs, build_page
+from tsflora.report.setting import setting
 from tsflora.study import StudyConfig
 
 
@@ -43,7 +44,7 @@ def main(
         if records is not None:
             found = read_jsonl(records)
             runs = Runs(study.all_cells(), [*found.complete, *found.failed])
-        page = build_page(folder, title or study.name, runs, _settings(study), section or (), max_width_px)
+        page = build_page(folder, title or study.name, runs, setting(study), section or (), max_width_px)
         write_atomically(output, page.html)
         for notice in page.notices:
             logging.warning(notice)
@@ -56,22 +57,6 @@ def main(
                 ", ".join(page.largest),
             )
         print(f"{page.n_items} tables and figures, {size_mib:.2f} MiB -> {output}")
-
-
-def _settings(study: StudyConfig) -> dict[str, str]:
-    training = study.training
-    return {
-        "Data sets": ", ".join(study.datasets),
-        "Partitions": ", ".join(study.partitions),
-        "Seeds": ", ".join(map(str, study.seeds)),
-        "Backbone": study.backbone.name,
-        "LoRA rank": str(study.lora.rank),
-        "Cut after block": str(study.cut),
-        "Rounds": str(training.rounds),
-        "Devices": f"{training.n_devices}, {training.participants} in each round",
-        "Local epochs": str(training.local_epochs),
-        "Batch size": str(training.batch_size),
-    }
 
 
 if __name__ == "__main__":

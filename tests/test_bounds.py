@@ -72,7 +72,7 @@ def test_where_the_prediction_fails_the_note_counts_it():
 
 def test_the_table_of_bounds_is_relative_to_what_is_changed():
     table = bounds.bounds_table(rows())
-    (row,) = table[(table["Setting", "tokens"] == 30) & (table["Setting", "bits"] == 2)].to_dict("records")
+    (row,) = table[(table["", "Tokens"] == 30) & (table["", "Bits"] == 2)].to_dict("records")
     assert row["Lemma 1, selection", "measured"] == "0.200"
     assert row["Lemma 2, rounding", "bound"] == "0.188"
     assert row["Lemma 3, gradient", "measured"] == "1.08"

@@ -3,8 +3,9 @@
 The stages are read from pipelines/paper/dvc.yaml and run in this process as they stand there: every notebook that it
 names, with the parameters that the stage passes, in the order of dependencies. What is toy is in `toy`: the small
 study's parameters with random weights, one generated data set and one partition, two rounds of two devices with two
-images each, and each sweep's last point (`THINNED` also holds the sizing notebook to one method and one step). Of the
-backbones, the first is run: the stages of the others are the same but for a name, which is checked.
+images each, and each sweep's last point. `THINNED` also holds the sizing notebook to one method and one step, and the
+theory to one cut and four settings. Of the backbones, the first is run: the stages of the others are the same but for a
+name, which is checked.
 """
 
 import graphlib
@@ -36,7 +37,10 @@ ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "pipelines" / "paper"
 BACKBONES = ("small", "base", "large")
 STAGES = yaml.safe_load((STUDY / "dvc.yaml").read_text())["stages"]
-THINNED = {"sizing": {"methods": ["tsflora_8bit_30"], "n_steps": 1}}
+THINNED = {
+    "sizing": {"methods": ["tsflora_8bit_30"], "n_steps": 1},
+    "theory": {"cuts": [2], "n_tokens": [30, 40], "bits": [4, 8], "batch_size": 2, "draws": 1},
+}
 """More parameters of a notebook, by its name: less of the same work."""
 
 

@@ -150,9 +150,22 @@ def test_collect_keeps_the_newer_of_two_records_of_one_run(tmp_path):
         record.model_copy(update={"started_at": started_at}).write(tmp_path / "in" / folder / "record.json")
     outcome = script("collect.py", tmp_path / "in", tmp_path / "out.jsonl", "--params", ROOT / "params.yaml")
     assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stderr.count("there is a newer record of the same run") == 2
+    assert outcome.stderr.count("there is a better record of the same run") == 2
     (kept,) = read_jsonl(tmp_path / "out.jsonl").complete
     assert kept.started_at == "2026-01-03"
+
+
+def test_collect_keeps_what_failed_unless_it_was_run_again(tmp_path):
+    first, second = read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete[:2]
+    for name, record in [("a", first), ("b", second)]:
+        failed = record.model_copy(update={"status": "failed", "error": "no memory", "history": ()})
+        failed.write(tmp_path / "in" / f"{name}.failed.json")
+    second.write(tmp_path / "in" / "b.json")
+    outcome = script("collect.py", tmp_path / "in", tmp_path / "out.jsonl", "--params", ROOT / "params.yaml")
+    assert "2 of 129 planned records, 1 failed" in outcome.stdout, outcome.stderr
+    kept = read_jsonl(tmp_path / "out.jsonl")
+    assert [record.seed for record in kept.complete] == [second.seed]
+    assert [(record.seed, record.error) for record in kept.failed] == [(first.seed, "no memory")]
 
 
 def test_collect_without_records_is_one_line(tmp_path):

@@ -26,6 +26,7 @@ from tsflora.report.figures import accuracy_by_bytes, accuracy_by_round, bytes_p
 from tsflora.report.naming import METHODS, REFERENCE, partition_label
 from tsflora.report.output import Output
 from tsflora.report.paper import compression_ratio, paper_frame, token_saving
+from tsflora.report.setting import setting, setting_sentence
 from tsflora.report.statistics import Interval, PairedDifference, mean_interval, paired_difference
 from tsflora.report.style import COLUMN_IN, DOUBLE_COLUMN_IN, MethodStyle, save_figure, style_of, theme
 from tsflora.report.sweep_figures import accuracy_by_bits, accuracy_by_cut, selection_controls
@@ -105,6 +106,8 @@ __all__ = [
     "selection_differences",
     "selection_means",
     "selection_table",
+    "setting",
+    "setting_sentence",
     "settings_frame",
     "settings_grid",
     "style_of",

@@ -133,7 +133,7 @@ def bounds_table(rows: pd.DataFrame) -> pd.DataFrame:
         ("Gradient, as sent", "measured"): rows["transmitted_perturbation"] / gradient,
     }
     printed = {name: [significant_digits(value, 3) for value in values] for name, values in columns.items()}
-    setting = {("Setting", name.replace("n_", "")): rows[name] for name in ("cut", "n_tokens", "bits")}
+    setting = {("", label): rows[name] for label, name in (("Cut", "cut"), ("Tokens", "n_tokens"), ("Bits", "bits"))}
     return pd.DataFrame({**setting, **printed})
 
 

@@ -139,22 +139,23 @@ def table_two(cases: Sequence[Case], scenario: Scenario | None = None) -> pd.Dat
 
 
 def latency_table(costs: pd.DataFrame) -> pd.DataFrame:
-    """Round latency in seconds, methods down and backbones across, from a `cost_frame`.
+    """Round latency in seconds and a device's radio energy, methods down and backbones across, from a `cost_frame`.
 
     Where a device of the testbed cannot hold a method, the cell says `infeasible` and how long the round would take.
     """
-    cells = {
-        (row["label"], row["backbone"]): significant_digits(row["latency_s"], 3)
-        if row["feasible"]
-        else f"infeasible ({significant_digits(row['latency_s'], 3)})"
-        for row in costs.to_dict("records")
-    }
-    backbones = list(dict.fromkeys(costs["backbone"]))
+    cells: dict[tuple[str, str, str], str] = {}
+    for row in costs.to_dict("records"):
+        seconds = significant_digits(row["latency_s"], 3)
+        cells["Round latency (s)", row["backbone"], row["label"]] = (
+            seconds if row["feasible"] else f"infeasible ({seconds})"
+        )
+        cells["Radio energy of a device (J)", row["backbone"], row["label"]] = significant_digits(row["radio_joule"], 3)
+    sides = sorted(dict.fromkeys(key[:2] for key in cells), key=lambda side: side[0], reverse=True)
     labels = list(dict.fromkeys(costs["label"]))
     return pd.DataFrame(
-        [[cells.get((label, backbone), MISSING) for backbone in backbones] for label in labels],
+        [[cells.get((*side, label), MISSING) for side in sides] for label in labels],
         index=pd.Index(labels, name="Method"),
-        columns=pd.MultiIndex.from_product([["Round latency (s)"], backbones]),
+        columns=pd.MultiIndex.from_tuples(sides),
     )
 
 

@@ -163,6 +163,7 @@ def cost_frame(cases: Sequence[Case], scenario: Scenario | None = None) -> pd.Da
     counts. `server_gflop` is on one device's batches; one FLOP is half a multiply-accumulate. `*_memory_gb` are peaks
     (10^9 bytes), followed by their parts in MiB. `latency_*_s` are the round's phases and `latency_s` their sum; it is
     also given where `feasible` is false, which says that some device of the testbed cannot hold the method.
+    `radio_joule` is what a device spends on sending; what it spends on computing needs a power that nobody states.
     `held_by` names the classes that can.
 
     Raises:
@@ -232,6 +233,7 @@ def _cost_row(case: Case, scenario: Scenario) -> Mapping[str, Any]:
     row |= {f"latency_{phase}_s": seconds for phase, seconds in latency.items()}
     return row | {
         "latency_s": sum(latency.values()),
+        "radio_joule": scenario.link.uplink_joule(sent.uplink_bytes),
         "feasible": len(holders) == len(scenario.testbed),
         "held_by": ", ".join(dict.fromkeys(unit.name for unit in holders)),
     }

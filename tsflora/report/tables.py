@@ -31,20 +31,20 @@ _SMALL_KINDS = ("labels", "headers")
 """Printed in bytes: in MiB they would be zeros."""
 
 
-def accuracy_means(records: Sequence[RunRecord]) -> pd.DataFrame:
+def accuracy_means(records: Sequence[RunRecord], *, compressed: bool = True) -> pd.DataFrame:
     """Final accuracy per data set, partition and method: mean and 95 % t-interval over n seeds, as fractions.
 
-    `mean_uncompressed` is the accuracy of the same adapters with compression off. No records give an empty frame.
+    Tested as deployed, or the same adapters with compression off. No records give an empty frame.
 
     Raises:
         DataError: as `runs_frame`.
     """
-    columns = [*CELL, "label", "mean", "low", "high", "n", "mean_uncompressed"]
+    columns = [*CELL, "label", "mean", "low", "high", "n"]
     if not records:
         return pd.DataFrame(columns=columns)
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), runs in runs_frame(records).groupby(CELL, sort=False):
-        interval = mean_interval(runs["accuracy"])
+        interval = mean_interval(runs[_column(compressed)])
         rows.append(
             {
                 "dataset": dataset,
@@ -55,14 +55,21 @@ def accuracy_means(records: Sequence[RunRecord]) -> pd.DataFrame:
                 "low": interval.low,
                 "high": interval.high,
                 "n": interval.n,
-                "mean_uncompressed": runs["accuracy_uncompressed"].mean(),
             }
         )
     return pd.DataFrame(rows, columns=columns)
 
 
+def _column(compressed: bool) -> str:
+    return "accuracy" if compressed else "accuracy_uncompressed"
+
+
 def accuracy_table(
-    records: Sequence[RunRecord], planned_seeds: int | None = None, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord],
+    planned_seeds: int | None = None,
+    planned: Sequence[PlannedRun] = (),
+    *,
+    compressed: bool = True,
 ) -> pd.DataFrame:
     """The layout of the TSFLora paper's Table III: methods down, data sets and partitions across, in percent.
 
@@ -81,7 +88,9 @@ def accuracy_table(
     seeds = Counter((run.dataset_name, run.partition_name, run.method_key) for run in planned)
     absent = {name: f"{MISSING} (0/{count})" for name, count in seeds.items()}
     return (
-        _by_method(accuracy_means(records), cell, planned, absent) if records or planned else no_table("No runs yet.")
+        _by_method(accuracy_means(records, compressed=compressed), cell, planned, absent)
+        if records or planned
+        else no_table("No runs yet.")
     )
 
 
@@ -94,7 +103,11 @@ def accuracy_cell(row: Mapping[Hashable, Any], planned: int | None = None) -> st
 
 
 def accuracy_differences(
-    records: Sequence[RunRecord], reference: str = REFERENCE, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord],
+    reference: str = REFERENCE,
+    planned: Sequence[PlannedRun] = (),
+    *,
+    compressed: bool = True,
 ) -> pd.DataFrame:
     """Final accuracy of each method minus the reference's, paired by seed, as fractions.
 
@@ -113,7 +126,7 @@ def accuracy_differences(
         known = did_you_mean(reference, set(runs["method"]))
         raise DataError(f"reference method {reference!r} is not in the records; {known}")
     by_seed = {
-        cell: dict(zip(group["seed"].tolist(), group["accuracy"].tolist(), strict=True))
+        cell: dict(zip(group["seed"].tolist(), group[_column(compressed)].tolist(), strict=True))
         for cell, group in runs.groupby(CELL, sort=False)
     }
     labels = dict(zip(runs["method"], runs["label"], strict=True))
@@ -145,7 +158,11 @@ def difference_numbers(found: PairedDifference) -> dict[str, Any]:
 
 
 def difference_table(
-    records: Sequence[RunRecord], reference: str = REFERENCE, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord],
+    reference: str = REFERENCE,
+    planned: Sequence[PlannedRun] = (),
+    *,
+    compressed: bool = True,
 ) -> pd.DataFrame:
     """`accuracy_differences` for people: `difference [low, high] (n)` in percentage points, layout of `accuracy_table`.
 
@@ -155,7 +172,7 @@ def difference_table(
     Raises:
         DataError: as `accuracy_differences`.
     """
-    differences = accuracy_differences(records, reference, planned)
+    differences = accuracy_differences(records, reference, planned, compressed=compressed)
     if differences.empty and reference not in {run.method for run in records}:
         return no_table(f"No runs of the reference {reference} yet, so no differences.")
     others = [run for run in planned if run.method_key != reference]

@@ -32,7 +32,7 @@ def tradeoff_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
     Raises:
         DataError: as `runs_frame`.
     """
-    means = accuracy_means(records).drop(columns="mean_uncompressed")
+    means = accuracy_means(records)
     runs = runs_frame(records)
     sent = {name: runs[list(columns)].sum(axis=1) / runs["device_rounds"] / MIB for name, columns in COUNTS.items()}
     return means.merge(runs[CELL].assign(**sent).groupby(CELL, sort=False, as_index=False).mean(), on=CELL)
