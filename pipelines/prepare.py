@@ -14,7 +14,6 @@ from tsflora.config import did_you_mean
 from tsflora.errors import ConfigError
 from tsflora.prepared import prepare_backbone, prepare_images
 from tsflora.records import config_digest
-from tsflora.report.collection import read_jsonl
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig, record_path
 
@@ -63,6 +62,9 @@ def records(
 
     A stage takes a record only if everything that its numbers depend on is the same; any other is run again.
     """
+    # The report brings plotting and statistics along, which the other commands need not wait for.
+    from tsflora.report.collection import read_jsonl
+
     with one_line_errors():
         study = StudyConfig.read(params)
         known = {record.config_sha256: record for record in read_jsonl(source).complete}
