@@ -28,7 +28,7 @@ FLAGS = (
     "--disable-features=NetworkTimeServiceQuerying,OptimizationHints"
 )
 # Whatever the flags, a browser asks its maker for updates, sign-in and the time. No page is served from these.
-ITS_OWN_HOSTS = {"accounts.google.com", "clients2.google.com", "update.googleapis.com"}
+ITS_OWN_HOSTS = {"accounts.google.com", "clients2.google.com", "update.googleapis.com", "www.google.com"}
 DESKTOP, PHONE = 1400, 390
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n')
 
