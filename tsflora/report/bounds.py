@@ -20,7 +20,7 @@ from tsflora.report import cost_panels as parts
 from tsflora.report import panels
 from tsflora.report.dataframes import MIB
 from tsflora.report.naming import significant_digits
-from tsflora.report.style import BITS_COLOURS, COLUMN_IN, DOUBLE_COLUMN_IN, theme
+from tsflora.report.style import COLUMN_IN, DOUBLE_COLUMN_IN, theme
 from tsflora.report.sweeps import settings_frame
 from tsflora.report.tables import MISSING
 from tsflora.theory import ConvergenceBound, Plan
@@ -70,7 +70,7 @@ def perturbation(rows: pd.DataFrame, width_in: float = DOUBLE_COLUMN_IN) -> Figu
         ):
             for bits in sorted(set(rows["bits"])):
                 seen = rows[rows["bits"] == bits].sort_values("n_tokens")
-                style = {"color": BITS_COLOURS.get(bits, "#8C8C8C"), "marker": "o", "linestyle": "-"}
+                style = {"color": parts.bits_colour(bits), "marker": "o", "linestyle": "-"}
                 relative = seen[f"{kind}_perturbation"] / seen["gradient_squared"]
                 _log_line(axis, seen["n_tokens"], relative, f"{bits} bits", style)
                 if kind == "scattered":
@@ -81,10 +81,10 @@ def perturbation(rows: pd.DataFrame, width_in: float = DOUBLE_COLUMN_IN) -> Figu
             axis.set_title(title)
         axes[0].set_ylabel("Squared change of the gradient,\nrelative to its square")
         handles: list[Artist] = [
-            Line2D([], [], color=BITS_COLOURS.get(bits, "#8C8C8C"), marker="o", label=f"{bits} bits")
+            Line2D([], [], color=parts.bits_colour(bits), marker="o", label=f"{bits} bits")
             for bits in sorted(set(rows["bits"]))
         ]
-        handles.append(Line2D([], [], color="#666666", ls="--", label="predicted by Lemma 3"))
+        handles.append(Line2D([], [], color=parts.GREY, ls="--", label="predicted by Lemma 3"))
         beyond = int((rows["scattered_perturbation"] > rows["perturbation_bound"]).sum())
         note = (
             "One batch. The prediction takes its Lipschitz constant from another batch, and can fail: "

@@ -74,8 +74,8 @@ KIND_COLOURS = {
 PHASE_COLOURS = {"device": "#EE8866", "uplink": "#4477AA", "server": "#BBBBBB", "downlink": "#77AADD"}
 """Colour of each phase of a round (Paul Tol's "light" and "bright"); the two directions of traffic are two blues."""
 
-BITS_COLOURS = {2: "#BB5566", 4: "#DDAA33", 8: "#004488", 16: "#888888"}
-"""Colour of each bit width where the axis is something else (Paul Tol's "high contrast"): no method's."""
+BITS_COLOURS = {2: "#BB5566", 4: "#DDAA33", 8: "#004488", 16: "#66AABB"}
+"""Colour of each bit width where the axis is something else (after Paul Tol's "high contrast"): no method's."""
 FULL_COLOUR = "#000000"
 """Colour of full precision, in which nothing is compressed."""
 
@@ -96,7 +96,7 @@ CHOICE_LOOKS = {
 }
 """Colour, marker and line of each way to choose tokens: selection and merged token.
 
-The first is TSFLora's own and looks like its runs at 30 tokens; the others look like no method.
+The first is TSFLora's own and looks like its runs at 30 tokens; the others look like none of the suite's methods.
 """
 
 

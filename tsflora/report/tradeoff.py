@@ -51,7 +51,7 @@ def accuracy_against_traffic(
     """
     if not records:
         return panels.sentence("No runs yet.", width_in)
-    frame = tradeoff_frame(records)
+    frame, runs = tradeoff_frame(records), runs_frame(records)
     cases = sorted(
         {*zip(frame["dataset"], frame["partition"], strict=True)}, key=lambda c: (c[0], partition_rank(c[1]))
     )
@@ -85,12 +85,12 @@ def accuracy_against_traffic(
         panels.percent_axes(axes)
         silent = frame.loc[(frame[list(COUNTS)] == 0).all(axis=1), "label"]
         note = (
-            f"Bars: 95 % t-intervals. {panels.seed_counts(runs_frame(records))}{panels.plan_note(planned, records)}"
+            f"Bars: 95 % t-intervals. {panels.seed_counts(runs)}{panels.plan_note(planned, records)}"
             "\nUplink payload: activations, adapters, images; no labels, ranges, headers. Equal traffic side by side."
         )
         if len(silent):
             note += f"\n{', '.join(dict.fromkeys(silent))} sends nothing and is not shown."
-        if runs_frame(records)["uplink_images_bytes"].any():
+        if runs["uplink_images_bytes"].any():
             note += "\nImages travel once; here they are divided by the rounds."
         panels.finish(figure, panels.method_handles(axes), note, 2 if panels.narrow(width_in) else 4)
     return figure
