@@ -43,3 +43,7 @@ def small_config(method: dict | None = None, **changes) -> ExperimentConfig:
         "seed": 1,
     }
     return ExperimentConfig.parse({**values, **changes}, "test")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", action="store_true", help="write the golden training log anew")

@@ -1,27 +1,80 @@
-"""A golden training log: the loop may get faster or simpler, but not different, without somebody saying so."""
+"""A golden training log: the loop may get faster or simpler, but not different, without somebody saying so.
+
+`golden.json` holds losses, accuracies and bytes of a short run of every algorithm and of every example of every
+component. Where numbers are meant to change, raise the component's `revision` (or the loop's `TRAJECTORY`), then
+`pytest tests/test_golden.py --golden` writes them anew.
+"""
+
+import json
+from pathlib import Path
 
 import pytest
 from conftest import small_config
-from test_federation import EVERY_ALGORITHM
+from test_federation import CENTRAL, EVERY_ALGORITHM
 
+from tsflora.compression import quantizers, token_reducers
+from tsflora.data import partitions
 from tsflora.experiment import run
 
-GOLDEN = {
-    "local_lora": (EVERY_ALGORITHM["local_lora"], [2.06858, 0.4303], [0.4375, 0.55], 0),
-    "fed_lora": (EVERY_ALGORITHM["fed_lora"], [2.06858, 0.58877], [0.725, 0.85], 1068960),
-    "split_lora": (EVERY_ALGORITHM["split_lora"], [1.4651, 0.61838], [0.825, 0.825], 4033776),
-    "sflora": (EVERY_ALGORITHM["sflora"], [1.32654, 0.22725], [0.8, 0.9], 4033776),
-    "tsflora": (EVERY_ALGORITHM["tsflora"], [1.64869, 0.52762], [0.775, 0.75], 1730136),
-}
-"""Method, training loss and accuracy of each round, and all bytes."""
+PATH = Path(__file__).parent / "golden.json"
+ALPHA = {"dirichlet": {"alpha": 0.3}}
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_training_is_what_it_was(settings, name):
-    method, losses, accuracies, total_bytes = GOLDEN[name]
-    record = run(small_config(method, backbone={"weights": "bundled"}), settings)
-    assert [r.train_loss for r in record.history] == pytest.approx(losses, rel=2e-3)
+def _examples(registry):
+    return [(name, {"name": name, **options}) for name, cls in registry.classes().items() for options in cls.examples]
+
+
+def _named(options):
+    return " ".join(f"{key}={value}" for key, value in options.items())
+
+
+def cases() -> dict[str, dict]:
+    """Changes to the small configuration, by the golden entry's name."""
+    named = {f"algorithm {name}": {"method": method} for name, method in {**EVERY_ALGORITHM, **CENTRAL}.items()}
+    for _, options in _examples(token_reducers):
+        named[f"tokens {_named(options)}"] = {"method": {"algorithm": "sflora", "tokens": options}}
+    for _, options in _examples(quantizers):
+        for setting in ("quantizer", "gradient_quantizer", "adapter_quantizer"):
+            named[f"{setting} {_named(options)}"] = {"method": {"algorithm": "sflora", setting: options}}
+    for algorithm in ("fed_lora", "split_lora"):
+        coarse = {"algorithm": algorithm, "adapter_quantizer": {"name": "uniform", "bits": 6}}
+        named[f"adapter_quantizer in {algorithm}"] = {"method": coarse}
+    for name in partitions.classes():
+        sizes = {} if name == "dirichlet" else {"min_samples": 24, "max_samples": 24}
+        named[f"partition {name}"] = {"partition": {"name": name, **ALPHA.get(name, {}), **sizes}}
+    small = small_config().dump()["training"]
+    for name, change in {"adamw": {"optimizer": {"name": "adamw", "lr": 0.01}}, "bf16": {"precision": "bf16"}}.items():
+        named[f"training {name}"] = {"training": {**small, "rounds": 1, **change}}
+    named["augmentation"] = {"augment": {}}
+    return named
+
+
+def _log(settings, name):
+    change = cases()[name]
+    rounds = 2 if name.startswith("algorithm") else 1
+    training = {**small_config().dump()["training"], "rounds": rounds}
+    config = small_config(**{"backbone": {"weights": "bundled"}, "training": training, **change})
+    record = run(config, settings.model_copy(update={"checkpoint_dir": None}))
+    return {
+        "losses": [round(entry.train_loss, 7) for entry in record.history],
+        "accuracies": [entry.accuracy for entry in record.history],
+        "uplink_bytes": [entry.uplink_bytes for entry in record.history],
+        "downlink_bytes": [entry.downlink_bytes for entry in record.history],
+    }
+
+
+@pytest.mark.parametrize("name", cases())
+def test_training_is_what_it_was(settings, name, request):
+    found = _log(settings, name)
+    if request.config.getoption("--golden"):
+        PATH.write_text(json.dumps({**json.loads(PATH.read_text()), name: found}, indent=1, sort_keys=True) + "\n")
+        return
+    expected = json.loads(PATH.read_text())[name]
+    assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     # One of the 40 test images may fall to the other side on another processor.
-    assert [r.accuracy for r in record.history] == pytest.approx(accuracies, abs=0.026)
-    found = sum(sum(r.uplink_bytes.values()) + sum(r.downlink_bytes.values()) for r in record.history)
-    assert found == total_bytes
+    assert found["accuracies"] == pytest.approx(expected["accuracies"], abs=0.026)
+    assert (found["uplink_bytes"], found["downlink_bytes"]) == (expected["uplink_bytes"], expected["downlink_bytes"])
+
+
+def test_nothing_is_left_in_the_log_that_is_no_longer_run():
+    assert json.loads(PATH.read_text()).keys() == cases().keys()
