@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 from command import one_line_errors
 
-from tsflora.errors import DataError
-from tsflora.records import RunRecord, config_digest
+from tsflora.errors import ConfigError, DataError
+from tsflora.experiment import run_of
+from tsflora.records import RunRecord
 from tsflora.report import load_records, write_jsonl
 from tsflora.study import StudyConfig
 
@@ -27,17 +28,22 @@ def main(
     and of two complete ones the newer.
     """
     with one_line_errors():
-        planned = {config_digest(cell.dump()) for cell in StudyConfig.read(params).all_cells()}
+        planned = {cell.digest for cell in StudyConfig.read(params).all_cells()}
         found = load_records(records)
         kept: dict[str, RunRecord] = {}
         newest_first = sorted(found.complete, key=lambda record: record.started_at, reverse=True)
         for record in [*newest_first, *found.failed]:
-            if record.config_sha256 not in planned:
+            try:
+                digest = run_of(record).digest
+            except ConfigError as error:
+                logging.warning("left out, %s", error)
+                continue
+            if digest not in planned:
                 logging.warning("left out, not a run of this study as it is now: %s", _name(record))
-            elif record.config_sha256 in kept:
+            elif digest in kept:
                 logging.warning("left out, there is a better record of the same run: %s", _name(record))
             else:
-                kept[record.config_sha256] = record
+                kept[digest] = record
         if not kept:
             raise DataError(f"{records} holds no record of a run in {params}; run the study's run stages first")
         write_jsonl(kept.values(), output)

@@ -12,8 +12,10 @@ from command import one_line_errors
 
 from tsflora.config import did_you_mean
 from tsflora.errors import ConfigError
+from tsflora.experiment import run_of
+from tsflora.files import write_atomically
 from tsflora.prepared import prepare_backbone, prepare_images
-from tsflora.records import config_digest
+from tsflora.revisions import revisions as all_revisions
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig, record_path
 
@@ -53,6 +55,15 @@ def backbone(
 
 
 @app.command()
+def revisions(output: Annotated[Path, typer.Option(help="The .json file to write.")]) -> None:
+    """Write what runs depend on in place of code: revisions of loop and components, versions of what computes."""
+    with one_line_errors():
+        content = all_revisions()
+        write_atomically(output, json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
+        print(f"trajectory {content['trajectory']}, {len(content['components'])} components -> {output}")
+
+
+@app.command()
 def records(
     source: Annotated[Path, typer.Argument(help="A study's committed records, one a line.")],
     output: Annotated[Path, typer.Argument(help="The folder of records that its run stages write below.")],
@@ -67,12 +78,12 @@ def records(
 
     with one_line_errors():
         study = StudyConfig.read(params)
-        known = {record.config_sha256: record for record in read_jsonl(source).complete}
+        known = {run_of(record).digest: record for record in read_jsonl(source).complete}
         folders = _folder_of_methods(params.with_name("dvc.yaml"), study)
         places = {}
         for cell in study.all_cells():
             folder = "sweep" if cell.sweep else folders[cell.dataset_name, cell.method_key]
-            places[config_digest(cell.dump())] = record_path(output / folder, cell)
+            places[cell.digest] = record_path(output / folder, cell)
         found = known.keys() & places.keys()
         for digest in found:
             known[digest].write(places[digest])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tsflora.records import Geometry, Provenance, Round, RunRecord, config_digest
+from tsflora.records import Basis, Geometry, Provenance, Round, RunRecord
 
 LABELS = {
     "local_lora": "LocalLoRA",
@@ -35,6 +35,19 @@ def make_geometry() -> Geometry:
 
 def make_provenance() -> Provenance:
     return Provenance(versions={"torch": "2.13.0"}, git_commit=None, code_sha256="1" * 64, host={"cores": "2"})
+
+
+def make_basis(**changes: Any) -> Basis:
+    values = {
+        "trajectory": 1,
+        "revisions": {"Algorithm.sflora": 1},
+        "weights_sha256": "0" * 64,
+        "images_sha256": "2" * 64,
+        "versions": {"torch": "2.13.0"},
+        "device": "cpu",
+        "threads": 1,
+    }
+    return Basis(**(values | changes))
 
 
 def make_record(
@@ -74,7 +87,7 @@ def make_record(
         "partition": partition,
         "seed": seed,
         "config": config,
-        "config_sha256": config_digest(config),
+        "basis": make_basis(),
         "geometry": make_geometry(),
         "shard_sizes": (400, 400),
         "history": history,

@@ -7,7 +7,6 @@ from factories import make_record
 
 from tsflora import report
 from tsflora.experiment import ExperimentConfig
-from tsflora.records import config_digest
 from tsflora.report.coverage import coverage, coverage_sentence
 from tsflora.study import StudyConfig
 
@@ -50,7 +49,6 @@ def done(cells, **fields):
             seed=cell.seed,
             label=cell.label,
             config=cell.dump(),
-            config_sha256=config_digest(cell.dump()),
             **fields,
         )
         for cell in cells

@@ -2,7 +2,7 @@
 
 `golden.json` holds losses, accuracies and bytes of a short run of every algorithm and of every example of every
 component. Where numbers are meant to change, raise the component's `revision` (or the loop's `TRAJECTORY`), then
-`pytest tests/test_golden.py --golden` writes them anew.
+`pytest tests/test_golden.py --golden` writes those entries anew, and none whose revisions stayed.
 """
 
 import json
@@ -14,7 +14,9 @@ from test_federation import CENTRAL, EVERY_ALGORITHM
 
 from tsflora.compression import quantizers, token_reducers
 from tsflora.data import partitions
-from tsflora.experiment import run
+from tsflora.experiment import ExperimentConfig, run
+from tsflora.federation import TRAJECTORY
+from tsflora.revisions import revisions_of
 
 PATH = Path(__file__).parent / "golden.json"
 ALPHA = {"dirichlet": {"alpha": 0.3}}
@@ -49,13 +51,18 @@ def cases() -> dict[str, dict]:
     return named
 
 
-def _log(settings, name):
-    change = cases()[name]
+def _config(name):
     rounds = 2 if name.startswith("algorithm") else 1
     training = {**small_config().dump()["training"], "rounds": rounds}
-    config = small_config(**{"backbone": {"weights": "bundled"}, "training": training, **change})
+    return small_config(**{"backbone": {"weights": "bundled"}, "training": training, **cases()[name]})
+
+
+def _log(settings, name):
+    config = _config(name)
     record = run(config, settings.model_copy(update={"checkpoint_dir": None}))
     return {
+        "trajectory": TRAJECTORY,
+        "revisions": revisions_of(config),
         "losses": [round(entry.train_loss, 7) for entry in record.history],
         "accuracies": [entry.accuracy for entry in record.history],
         "uplink_bytes": [entry.uplink_bytes for entry in record.history],
@@ -66,10 +73,13 @@ def _log(settings, name):
 @pytest.mark.parametrize("name", cases())
 def test_training_is_what_it_was(settings, name, request):
     found = _log(settings, name)
-    if request.config.getoption("--golden"):
-        PATH.write_text(json.dumps({**json.loads(PATH.read_text()), name: found}, indent=1, sort_keys=True) + "\n")
+    log = json.loads(PATH.read_text())
+    expected = log.get(name, {})
+    raised = any(found[key] != expected.get(key) for key in ("trajectory", "revisions"))
+    if request.config.getoption("--golden") and raised:
+        PATH.write_text(json.dumps({**log, name: found}, indent=1, sort_keys=True) + "\n")
         return
-    expected = json.loads(PATH.read_text())[name]
+    assert not raised, "a revision was raised, or the entry is new: write it with --golden"
     assert found["losses"] == pytest.approx(expected["losses"], rel=1e-4)
     # One of the 40 test images may fall to the other side on another processor.
     assert found["accuracies"] == pytest.approx(expected["accuracies"], abs=0.026)
@@ -78,3 +88,8 @@ def test_training_is_what_it_was(settings, name, request):
 
 def test_nothing_is_left_in_the_log_that_is_no_longer_run():
     assert json.loads(PATH.read_text()).keys() == cases().keys()
+
+
+@pytest.mark.parametrize("name", cases())
+def test_a_records_configuration_is_the_run_again(name):
+    assert ExperimentConfig.parse(_config(name).dump()) == _config(name)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -193,15 +194,34 @@ LOADED = (
 )
 
 
-@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
-def test_a_run_depends_on_every_module_that_it_loads(dvc_yaml):
-    loaded = subprocess.run([sys.executable, "-c", LOADED], capture_output=True, text=True, check=True)
-    for stage in ("run", "sweep"):
-        content = yaml.safe_load(dvc_yaml.read_text())["stages"][stage]
-        dependencies = content.get("do", content)["deps"]
-        known = [(dvc_yaml.parent / dependency).resolve() for dependency in dependencies if "$" not in dependency]
-        for module in map(Path, loaded.stdout.splitlines()):
-            assert any(module.is_relative_to(path) for path in known), (stage, module)
+@pytest.mark.parametrize("dvc_yaml", [*STUDIES, PIPELINES / "paper" / "dvc.yaml"], ids=lambda path: path.parent.name)
+def test_what_trains_depends_on_revisions_and_on_no_code(dvc_yaml):
+    stages = yaml.safe_load(dvc_yaml.read_text())["stages"]
+    assert any(dependency.endswith("/tsflora") or dependency == "tsflora" for dependency in stages["revisions"]["deps"])
+    (written,) = stages["revisions"]["outs"]
+    for name in {"data", "backbone", "run", "sweep"} & stages.keys():
+        dependencies = stages[name].get("do", stages[name])["deps"]
+        assert written in dependencies, name
+        assert not [path for path in dependencies if "tsflora" in Path(path).parts], name
+
+
+def test_a_changed_docstring_changes_no_revision_and_a_raised_one_does(tmp_path):
+    for part in ("tsflora", "pipelines"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    quantizers = tmp_path / "tsflora" / "compression" / "quantizers.py"
+
+    def revisions():
+        command = [sys.executable, "pipelines/prepare.py", "revisions", "--output", "out.json"]
+        subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        return (tmp_path / "out.json").read_bytes()
+
+    before = revisions()
+    source = quantizers.read_text()
+    quantizers.write_text(source.replace("No compression", "Nothing is compressed") + "\n# One more comment.\n")
+    assert quantizers.read_text() != source
+    assert revisions() == before
+    quantizers.write_text(source.replace('name = "float32"', 'name = "float32"\n    revision = 2'))
+    assert json.loads(revisions())["components"]["Quantizer.float32"] == 2
 
 
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)

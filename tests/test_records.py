@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from factories import make_record
+from factories import make_basis, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -53,7 +53,7 @@ def test_a_truncated_file_is_named_in_one_error(tmp_path_factory, keep):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"status": "running"}, "status"),
         ({"sead": 3}, "sead: unknown key; did you mean 'seed'"),
         ({"seed": "three"}, "seed"),
@@ -94,14 +94,14 @@ def test_comparable_leaves_out_clocks_memory_and_host_and_nothing_else():
         update={
             "started_at": "2027-05-05T05:05:05+00:00",
             "seconds": 99.0,
-            "identity": "0" * 64,
+            "basis": make_basis(threads=9),
             "peak_memory_mib": 1.0,
             "provenance": record.provenance.model_copy(update={"host": {"cores": "64"}}),
             "history": tuple(entry.model_copy(update={"seconds": {"train": 9.0}}) for entry in record.history),
         }
     )
     assert elsewhere.comparable() == record.comparable()
-    kept = set(RunRecord.model_fields) - {"started_at", "seconds", "peak_memory_mib", "provenance", "identity"}
+    kept = set(RunRecord.model_fields) - {"started_at", "seconds", "peak_memory_mib", "provenance", "basis"}
     assert set(record.comparable()) == kept
     assert "seconds" not in record.comparable()["history"][0]
 
@@ -137,3 +137,21 @@ def test_provenance_names_versions_and_code():
     assert made.code_sha256 == CODE_SHA256
     assert re.fullmatch("[0-9a-f]{64}", made.code_sha256)
     assert made.host["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({}, None),
+        ({"trajectory": 2}, "trajectory: 1 then, 2 now"),
+        ({"revisions": {"Algorithm.sflora": 2}}, "revisions Algorithm.sflora: 1 then, 2 now"),
+        ({"revisions": {}}, "revisions Algorithm.sflora: 1 then, None now"),
+        ({"sources": {"Quantizer.mine": "f"}}, "sources Quantizer.mine: None then, f now"),
+        ({"images_sha256": "3"}, f"images_sha256: {'2' * 64} then, 3 now"),
+        ({"versions": {"torch": "2.14.0"}}, "versions torch: 2.13.0 then, 2.14.0 now"),
+        ({"threads": 2}, "threads: 1 then, 2 now"),
+    ],
+    ids=str,
+)
+def test_what_a_record_depends_on_differs_by_name(changes, line):
+    assert make_basis().difference(make_basis(**changes)) == line

@@ -30,9 +30,8 @@ from tsflora.edge.sizing import (
 from tsflora.edge.sizing import test_set_passes as passes  # its name would make pytest collect it
 from tsflora.edge.throughput import measure, workers_of
 from tsflora.errors import ConfigError
-from tsflora.experiment import build_setup, run
+from tsflora.experiment import build_setup, run, run_of
 from tsflora.federation import TrainingConfig, participants_of
-from tsflora.records import config_digest
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
 
@@ -216,7 +215,7 @@ def test_workers_are_those_of_a_study(monkeypatch):
 def test_records_of_done_runs_are_held_against_the_prediction(settings, method):
     planned = cell(method, training=training(rounds=1, batch_size=12))
     record = run(planned, settings)
-    assert record.config_sha256 == config_digest(planned.dump())
+    assert run_of(record) == planned
     table = against_records([record, record], {"under_test": Rate(1e9, 1e9)})
     sized = size_run(planned, SHAPE)
     (row,) = table.to_dict("records")

@@ -61,8 +61,8 @@ def training(**options):
             r"unknown token reducer 'topkmerge'; did you mean 'top_k_merge'\?",
         ),
         (
-            {"methods": {"mine": {"algorithm": "fed_lora", "tokens": "all"}}},
-            "algorithm 'fed_lora' sends no activations; remove tokens",
+            {"methods": {"mine": {"algorithm": "fed_lora", "quantizer": "float16"}}},
+            "algorithm 'fed_lora' sends no activations; remove quantizer",
         ),
         ({"seeds": [-1]}, r"seeds\.0: .*greater than or equal to 0; given: -1"),
         ({"seeds": [1, 1]}, r"seeds: every seed once"),
@@ -175,9 +175,12 @@ def test_a_record_is_reused_only_for_the_same_config_and_code(tmp_path, settings
     for count, change in enumerate(changes, start=1):
         change()
         assert len(trained) == count
-    monkeypatch.setattr(records, "CODE_SHA256", "0" * 64)
+    monkeypatch.setattr(experiment, "TRAJECTORY", 2)
     run_cells([cell], settings, tmp_path)
     assert len(trained) == 4
+    monkeypatch.setattr(records, "CODE_SHA256", "0" * 64)
+    run_cells([cell], settings, tmp_path)
+    assert len(trained) == 4, "code alone trains nothing again"
     path.write_text(path.read_text()[:-40])
     run_cells([cell], settings, tmp_path)
     assert len(trained) == 5

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
 import json
 import logging
 import resource
@@ -18,11 +17,21 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from tsflora.compression import Kind, Quantizer, TensorCodec, TokenCodec, TokenReducer, quantizers, token_reducers
 from tsflora.config import Config
 from tsflora.data import AugmentConfig, DataSource, Partition, data_sources, partitions
-from tsflora.errors import DataError, NumericsError
-from tsflora.federation import Algorithm, CheckpointStore, Run, Setup, TrainingConfig, algorithms, participants_of
+from tsflora.errors import ConfigError, DataError, NumericsError
+from tsflora.federation import (
+    TRAJECTORY,
+    Algorithm,
+    CheckpointStore,
+    Run,
+    Setup,
+    TrainingConfig,
+    algorithms,
+    participants_of,
+)
 from tsflora.models import Backbone, BackboneConfig, LoraConfig, add_lora, load_backbone, read_adapter, split
-from tsflora.prepared import prepared_backbone, prepared_images
-from tsflora.records import Geometry, Provenance, Round, RunRecord, config_digest, provenance
+from tsflora.prepared import images_sha256, prepared_backbone, prepared_images, weights_sha256
+from tsflora.records import Basis, Geometry, Round, RunRecord, config_digest, device_name, provenance
+from tsflora.revisions import revisions_of, sources_of, versions
 from tsflora.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -52,11 +61,12 @@ class MethodConfig(Config):
 
     @model_validator(mode="after")
     def _codec_is_used(self) -> "MethodConfig":
-        unused = {"tokens", "quantizer", "gradient_quantizer"} & self.model_fields_set
-        if self.algorithm.placement != "split" and unused:
-            raise ValueError(
-                f"algorithm {self.algorithm.name!r} sends no activations; remove {', '.join(sorted(unused))}"
-            )
+        if self.algorithm.placement == "split":
+            return self
+        for name in ("gradient_quantizer", "quantizer", "tokens"):
+            # A record's configuration lists the defaults too, and has to be read again.
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                raise ValueError(f"algorithm {self.algorithm.name!r} sends no activations; remove {name}")
         return self
 
 
@@ -95,8 +105,27 @@ class ExperimentConfig(Config):
         return self.method.label or self.method_key
 
     def dump(self) -> dict[str, Any]:
-        """The resolved configuration as plain JSON values."""
+        """The resolved configuration as plain JSON values; `parse` reads it back."""
         return json.loads(self.model_dump_json())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the resolved configuration."""
+        return config_digest(self.dump())
+
+    def without_names(self) -> "ExperimentConfig":
+        """What the run computes, whatever its method is called."""
+        method = self.method.model_copy(update={"label": None, "cut": None})
+        return self.model_copy(update={"method": method, "method_key": "", "sweep": None})
+
+
+def run_of(record: RunRecord) -> ExperimentConfig:
+    """The run that a record was made by.
+
+    Raises:
+        ConfigError: a configuration that is no longer valid.
+    """
+    return ExperimentConfig.parse(record.config, f"record of {record.method}")
 
 
 def build_setup(config: ExperimentConfig, settings: Settings) -> tuple[Setup, Backbone]:
@@ -154,20 +183,19 @@ def run(
     """
     settings = settings or Settings.from_environment()
     started = datetime.datetime.now(datetime.UTC)
-    setup, backbone = build_setup(config, settings)
-    origin = provenance(setup.where, settings.threads)
-    identity, trajectory = _identity(config, setup, backbone, origin)
-    if record_path is not None and (record := _recorded(record_path, identity)):
+    basis = basis_of(config, settings)
+    if record_path is not None and (record := _recorded(record_path, config, basis)):
         if progress is not None:
             progress("recorded already", config.training.rounds)
         return record
+    setup, backbone = build_setup(config, settings)
     algorithm_run = config.method.algorithm.start(setup)
     if setup.where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(setup.where)
     store = None
     history: list[Round] = []
     if settings.checkpoint_dir is not None:
-        store = CheckpointStore(settings.checkpoint_dir / trajectory[:32])
+        store = CheckpointStore(settings.checkpoint_dir / _course(config, basis)[:32])
         if checkpoint := store.latest(at_most=config.training.rounds):
             algorithm_run.restore({name: tensor.to(setup.where) for name, tensor in checkpoint.state.items()})
             history = [_as_scheduled(Round.model_validate(entry), config.training) for entry in checkpoint.history]
@@ -188,15 +216,14 @@ def run(
         partition=config.partition_name,
         seed=config.seed,
         config=config.dump(),
-        config_sha256=config_digest(config.dump()),
-        identity=identity,
+        basis=basis,
         geometry=_geometry(config, setup, backbone),
         shard_sizes=tuple(len(shard) for shard in setup.shards),
         history=tuple(history),
         started_at=started.isoformat(timespec="seconds"),
         seconds=sum(sum(entry.seconds.values()) for entry in history),
         peak_memory_mib=_peak_memory_mib(setup.where),
-        provenance=origin,
+        provenance=provenance(setup.where, settings.threads),
     )
     if record_path is not None:
         record.write(record_path)
@@ -205,21 +232,29 @@ def run(
     return record
 
 
-def _identity(config: ExperimentConfig, setup: Setup, backbone: Backbone, origin: Provenance) -> tuple[str, str]:
-    """Digests of all that a record depends on, and of all that its course depends on: the same but for its length."""
-    inputs = hashlib.sha256(backbone.weights_sha256.encode())
-    for images in (setup.train, setup.test):
-        inputs.update(images.images.tobytes() + images.labels.tobytes())
-    surroundings = [origin.code_sha256, origin.versions, origin.host["device"], origin.host["torch_threads"]]
+def basis_of(config: ExperimentConfig, settings: Settings) -> Basis:
+    """All that this run's numbers depend on here and now, beside its configuration.
 
-    def digest(values: dict[str, Any]) -> str:
-        own = inputs.copy()
-        own.update(json.dumps([values, surroundings], sort_keys=True).encode())
-        return own.hexdigest()
+    Raises:
+        DataError, WeightsError: files that are missing or damaged.
+    """
+    return Basis(
+        trajectory=TRAJECTORY,
+        revisions=revisions_of(config),
+        sources=sources_of(config),
+        weights_sha256=weights_sha256(config.backbone, settings),
+        images_sha256=images_sha256(config.dataset, config.dataset_name, settings),
+        versions=versions(),
+        device=device_name(settings.torch_device()),
+        threads=settings.threads,
+    )
 
-    values = config.dump()
-    course = {**values, "training": {key: value for key, value in values["training"].items() if key != "rounds"}}
-    return digest(values), digest(course)
+
+def _course(config: ExperimentConfig, basis: Basis) -> str:
+    """Digest of all that a run's course depends on: everything but its length and its names."""
+    values = config.without_names().dump()
+    del values["training"]["rounds"]
+    return config_digest({"config": values, "basis": basis.model_dump(mode="json")})
 
 
 def _as_scheduled(entry: Round, training: TrainingConfig) -> Round:
@@ -229,16 +264,27 @@ def _as_scheduled(entry: Round, training: TrainingConfig) -> Round:
     return entry.model_copy(update={"accuracy": None, "accuracy_uncompressed": None})
 
 
-def _recorded(path: Path, identity: str) -> RunRecord | None:
-    """The complete record at `path`, if it is of this identity."""
+def _recorded(path: Path, config: ExperimentConfig, basis: Basis) -> RunRecord | None:
+    """The complete record at `path`, if its numbers are those of this run here and now; under the run's names."""
     if not path.exists():
         return None
     try:
         record = RunRecord.read(path)
-    except DataError as error:
+        if record.status != "complete" or record.basis is None:
+            return None
+        if run_of(record).without_names() != config.without_names():
+            return None
+    except (ConfigError, DataError) as error:
         _log.warning("%s; running it again", error)
         return None
-    return record if record.status == "complete" and record.identity == identity else None
+    if difference := record.basis.difference(basis):
+        _log.warning("%s: running it again, since it depends on %s", path, difference)
+        return None
+    names = {"method": config.method_key, "label": config.label, "config": config.dump()}
+    renamed = record.model_copy(update=names)
+    if renamed != record:
+        renamed.write(path)
+    return renamed
 
 
 @contextlib.contextmanager

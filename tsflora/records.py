@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tsflora.config import Config, explain
 from tsflora.errors import DataError
@@ -19,7 +19,7 @@ from tsflora.files import write_atomically
 KINDS = ("activations", "labels", "gradients", "adapters", "images", "headers")
 """What a byte on the wire is: packed payload of one of five sorts, or a frame's header, ranges and checksum."""
 
-_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "identity"}
+_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "basis"}
 
 
 class Geometry(Config):
@@ -58,8 +58,47 @@ class Round(Config):
     """Wall time by phase: `train`, `evaluate`."""
 
 
+class Basis(Config):
+    """All that a record's numbers depend on beside its configuration, each by its name.
+
+    What is left out cannot change a number: a comment in the code, the names of methods, the machine's other packages.
+    """
+
+    trajectory: int
+    """`tsflora.federation.TRAJECTORY`, the loop's own revision."""
+    revisions: dict[str, int]
+    """The revision of each component of the run, as `Quantizer.uniform`."""
+    sources: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the source file of each component that another package or the user brought along."""
+    weights_sha256: str
+    """Digest of the frozen backbone's tensors, wherever they came from."""
+    images_sha256: str
+    """Digest of the training and test images with their labels."""
+    versions: dict[str, str]
+    """Of the packages that compute."""
+    device: str
+    threads: int
+
+    def difference(self, other: "Basis") -> str | None:
+        """The first thing in which a run would differ now, in words: what, here, there."""
+        for name in type(self).model_fields:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, dict):
+                name, mine, theirs = next(
+                    (
+                        (f"{name} {key}", mine.get(key), theirs.get(key))
+                        for key in sorted(mine.keys() | theirs.keys())
+                        if mine.get(key) != theirs.get(key)
+                    ),
+                    (name, None, None),
+                )
+            if mine != theirs:
+                return f"{name}: {mine} then, {theirs} now"
+        return None
+
+
 class Provenance(Config):
-    """Where and with what a record was made."""
+    """Where and with what a record was made: facts to read, on which nothing hangs."""
 
     versions: dict[str, str]
     git_commit: str | None
@@ -70,7 +109,7 @@ class Provenance(Config):
 class RunRecord(Config):
     """One run of one method on one data set, partition and seed."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     status: Literal["complete", "failed"]
     error: str | None = None
     dataset: str
@@ -79,9 +118,9 @@ class RunRecord(Config):
     partition: str
     seed: int
     config: dict[str, Any]
-    config_sha256: str
-    identity: str | None = None
-    """SHA-256 of all that the numbers depend on: configuration, code, weights, images, device, threads, versions."""
+    """The resolved configuration; `experiment.run_of` makes it a run again."""
+    basis: Basis | None = None
+    """None where the run failed."""
     geometry: Geometry | None = None
     shard_sizes: tuple[int, ...] = ()
     """Training images per device, devices in order."""
@@ -132,21 +171,16 @@ def config_digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-_NOT_TRAINING = ("report", "edge", "theory", "theory.py")
-"""Read records or shapes, and cannot change a run."""
-
-
 def _code_digest() -> str:
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        if path.relative_to(root).parts[0] not in _NOT_TRAINING:
-            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 CODE_SHA256 = _code_digest()
-"""SHA-256 over the library's training code as it was when this process imported it."""
+"""SHA-256 over the library's code as it was when this process imported it."""
 
 
 def _git_commit() -> str | None:
@@ -171,6 +205,11 @@ def provenance(device: torch.device, threads: int) -> Provenance:
             "machine": platform.machine(),
             "cores": str(os.cpu_count()),
             "torch_threads": str(threads),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": device_name(device),
         },
     )
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, as records name it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

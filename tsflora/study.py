@@ -24,7 +24,7 @@ from tsflora.experiment import AnyDataSource, AnyPartition, ExperimentConfig, Me
 from tsflora.federation import TrainingConfig
 from tsflora.files import check_writable
 from tsflora.models import BackboneConfig, LoraConfig
-from tsflora.records import RunRecord, config_digest, provenance
+from tsflora.records import RunRecord, provenance
 from tsflora.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -274,7 +274,6 @@ def _run_cell(cell: ExperimentConfig, settings: Settings, records_dir: Path | No
             partition=cell.partition_name,
             seed=cell.seed,
             config=cell.dump(),
-            config_sha256=config_digest(cell.dump()),
             started_at=started.isoformat(timespec="seconds"),
             seconds=time.perf_counter() - clock,
             peak_memory_mib=0.0,

@@ -1,5 +1,6 @@
 """ImageSet: labelled images of one size in memory, and as one file."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,12 @@ class ImageSet:
         """The images at `indices`, in that order, under the same class names."""
         chosen = np.asarray(indices, dtype=np.int64)
         return ImageSet(self.images[chosen], self.labels[chosen], self.class_names)
+
+    def digest(self) -> str:
+        """SHA-256 of pixels and labels."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
 
     def save(self, path: Path) -> None:
         """Write the set as one safetensors file, atomically.

@@ -17,8 +17,8 @@ from tsflora.data import DataSource
 from tsflora.edge.compute import compute_per_image
 from tsflora.edge.deployment import Deployment
 from tsflora.edge.shape import VitShape
-from tsflora.experiment import ExperimentConfig
-from tsflora.federation import TrainingConfig, algorithms, participants_of
+from tsflora.experiment import ExperimentConfig, run_of
+from tsflora.federation import TrainingConfig, participants_of
 from tsflora.federation.algorithms import SFLora
 from tsflora.models import Placement
 from tsflora.records import RunRecord
@@ -252,7 +252,7 @@ def against_records(
     """
     rows = []
     for record in records:
-        cell = _cell_of(record)
+        cell = run_of(record)
         train_s, evaluate_s = seconds(size_run(cell, dataset_shape(cell.dataset, data_dir)), rates)
         rows.append(
             {
@@ -264,13 +264,3 @@ def against_records(
             }
         )
     return pd.DataFrame(rows).groupby("method", sort=False).median()
-
-
-def _cell_of(record: RunRecord) -> ExperimentConfig:
-    """A record's configuration, without the codecs that it lists though its algorithm has no use for them."""
-    method = dict(record.config["method"])
-    if algorithms.build(method["algorithm"]).placement != "split":
-        method = {
-            key: value for key, value in method.items() if key not in ("tokens", "quantizer", "gradient_quantizer")
-        }
-    return ExperimentConfig.parse({**record.config, "method": method}, f"record of {record.method}")

@@ -4,9 +4,10 @@ from tsflora.federation.algorithms import Algorithm, algorithms
 from tsflora.federation.checkpoint import CheckpointStore
 from tsflora.federation.runs import Run
 from tsflora.federation.setup import Setup
-from tsflora.federation.training import OptimizerConfig, TrainingConfig, participants_of
+from tsflora.federation.training import TRAJECTORY, OptimizerConfig, TrainingConfig, participants_of
 
 __all__ = [
+    "TRAJECTORY",
     "Algorithm",
     "CheckpointStore",
     "OptimizerConfig",

@@ -14,6 +14,9 @@ from tsflora.config import Config
 from tsflora.errors import NumericsError
 from tsflora.seeding import numpy_generator
 
+TRAJECTORY = 1
+"""The loop's revision, raised by hand when a change to it alters the numbers of a run; a run's record depends on it."""
+
 Order = Literal["interleaved", "sequential"]
 """How the batches of a round's participants arrive at the server; see `turns`."""
 

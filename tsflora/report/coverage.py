@@ -112,9 +112,9 @@ class _Found:
             name = (run.dataset, run.method, run.partition, run.seed)
             self.names.add(name)
             if run.status == "complete":
-                self.complete.add((name, run.config_sha256))
+                self.complete.add((name, config_digest(run.config)))
             else:
-                self.errors[name, run.config_sha256] = run.error or "no reason given"
+                self.errors[name, config_digest(run.config)] = run.error or "no reason given"
 
     def key(self, cell: PlannedRun) -> tuple[_Name, str]:
         # A digest costs a dump, and every cell is asked for several times.

@@ -1,0 +1,70 @@
+"""What numbers depend on, by name: revisions of the loop and of components, and versions of what computes.
+
+A record stays valid while these stay, whatever else changes in the code. They are raised by hand where numbers change;
+`tests/test_golden.py` fails where numbers changed and they did not.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from tsflora.compression import quantizers, token_reducers
+from tsflora.config import Component
+from tsflora.data import data_sources, partitions
+from tsflora.federation import TRAJECTORY, algorithms
+
+REGISTRIES = (algorithms, token_reducers, quantizers, data_sources, partitions)
+_COMPUTING = ("torch", "timm", "peft", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that compute."""
+    return {name: version(name) for name in _COMPUTING}
+
+
+def components_of(config: object) -> Iterator[Component]:
+    """Every component in a configuration, outer ones first."""
+    if isinstance(config, Component):
+        yield config
+    if isinstance(config, BaseModel):
+        for name in type(config).model_fields:
+            yield from components_of(getattr(config, name))
+
+
+def title(cls: type[Component]) -> str:
+    """A component's sort and name, as `Quantizer.uniform`."""
+    (sort,) = [base for base in cls.__mro__ if Component in base.__bases__]
+    return f"{sort.__name__}.{cls.name}"
+
+
+def revisions_of(config: object) -> dict[str, int]:
+    """The revision of each component of a configuration."""
+    return dict(sorted((title(type(part)), type(part).revision) for part in components_of(config)))
+
+
+def sources_of(config: object) -> dict[str, str]:
+    """SHA-256 of the source file of each component of a configuration that is not this package's own.
+
+    Our own revisions are held by a golden log; of anybody else's code only the text can tell that it changed.
+    """
+    return {
+        title(type(part)): hashlib.sha256(Path(inspect.getfile(type(part))).read_bytes()).hexdigest()
+        for part in components_of(config)
+        if type(part).__module__.split(".")[0] != __name__.split(".")[0]
+    }
+
+
+def revisions() -> dict[str, Any]:
+    """All of them, as the pipeline's `revisions` stage writes them: run stages depend on this instead of on code."""
+    return {
+        "trajectory": TRAJECTORY,
+        "components": dict(
+            sorted((title(cls), cls.revision) for registry in REGISTRIES for cls in registry.classes().values())
+        ),
+        "versions": versions(),
+    }
