@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_config
 from PIL import Image
-from test_federation import CENTRAL, start, train
+from methods import CENTRAL, start, train
 
 from tsflora.compression import JpegImages, Kind, RawImages, Section, encode_labels, measure, write_frame
 from tsflora.errors import FrameError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import small_config
-from test_federation import CENTRAL, EVERY_ALGORITHM, TSFLORA
+from methods import CENTRAL, EVERY_ALGORITHM, TSFLORA
 
 from tsflora.errors import StorageError
 from tsflora.experiment import run
@@ -114,7 +114,7 @@ SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_resume import config_of
-from test_federation import TSFLORA
+from methods import TSFLORA
 from tsflora.experiment import run
 from tsflora.settings import Settings
 run(config_of(TSFLORA, rounds=6), Settings(device="cpu", checkpoint_dir=Path({folder!r}) / "c"),
@@ -135,7 +135,7 @@ def test_sigkill_at_any_moment_resumes_to_the_identical_record(settings, tmp_pat
         process.wait()
     assert not (tmp_path / "record.json").exists()
     subprocess.run([sys.executable, "-c", script], check=True)
-    from test_federation import TSFLORA
+    from methods import TSFLORA
 
     from tsflora.records import RunRecord
 

@@ -14,21 +14,47 @@ from typing import Annotated, Any
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from tsflora.compression import Kind, Quantizer, TensorCodec, TokenCodec, TokenReducer, quantizers, token_reducers
+from tsflora.compression import (
+    AnyAdapterCodec,
+    AnyCodec,
+    AnyGradientCodec,
+    AnyQuantizer,
+    AnyTokenReducer,
+    TokenCodec,
+    adapter_codecs,
+    gradient_codecs,
+    quantizers,
+    token_reducers,
+)
 from tsflora.config import Config
-from tsflora.data import AugmentConfig, DataSource, Partition, data_sources, partitions
+from tsflora.data import (
+    AnyTask,
+    AugmentConfig,
+    DataSource,
+    InputSpec,
+    Partition,
+    data_sources,
+    partitions,
+    tasks,
+)
 from tsflora.errors import ConfigError, DataError, NumericsError
 from tsflora.federation import (
     TRAJECTORY,
     Algorithm,
+    AnyScheduler,
     CheckpointStore,
+    DeviceSide,
+    InProcessFleet,
+    Plan,
     Run,
-    Setup,
+    ServerSide,
+    Terms,
     TrainingConfig,
     algorithms,
     participants_of,
+    schedulers,
 )
-from tsflora.models import Backbone, BackboneConfig, LoraConfig, add_lora, load_backbone, read_adapter, split
+from tsflora.models import BackboneConfig, LoraConfig, WholeModel, add_lora, load_backbone, read_adapter, split
 from tsflora.prepared import images_sha256, prepared_backbone, prepared_images, weights_sha256
 from tsflora.records import Basis, Geometry, Round, RunRecord, config_digest, device_name, provenance
 from tsflora.revisions import revisions_of, sources_of, versions
@@ -39,15 +65,17 @@ _log = logging.getLogger(__name__)
 AnyAlgorithm = Annotated[SerializeAsAny[Algorithm], BeforeValidator(algorithms.build)]
 AnyDataSource = Annotated[SerializeAsAny[DataSource], BeforeValidator(data_sources.build)]
 AnyPartition = Annotated[SerializeAsAny[Partition], BeforeValidator(partitions.build)]
-AnyQuantizer = Annotated[SerializeAsAny[Quantizer], BeforeValidator(quantizers.build)]
-AnyTokenReducer = Annotated[SerializeAsAny[TokenReducer], BeforeValidator(token_reducers.build)]
 
 Progress = Callable[[str, int], None]
 """Called after every optimiser step with a status line, and the number of rounds that this call finishes."""
 
 
 class MethodConfig(Config):
-    """An algorithm with its codecs: uplink tokens, returned gradient, adapters."""
+    """An algorithm with its codecs: uplink tokens, returned gradient, adapters.
+
+    `tokens` and `quantizer` are short for the codec that most methods use, and `gradient_quantizer` and
+    `adapter_quantizer` for sending values as they are; `codec`, `gradient` and `adapter` name any other.
+    """
 
     label: str | None = None
     """The printed name; None prints the key."""
@@ -58,15 +86,40 @@ class MethodConfig(Config):
     quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
     gradient_quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
     adapter_quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
+    codec: AnyCodec | None = None
+    """In place of `tokens` and `quantizer`."""
+    gradient: AnyGradientCodec | None = None
+    """In place of `gradient_quantizer`."""
+    adapter: AnyAdapterCodec | None = None
+    """In place of `adapter_quantizer`."""
+    scheduler: AnyScheduler = Field(default_factory=lambda: schedulers.build("fixed"))
+
+    @property
+    def plan(self) -> Plan:
+        """What each device does, unless the scheduler says otherwise."""
+        return self.algorithm.plan(
+            self.codec or TokenCodec(tokens=self.tokens, quantizer=self.quantizer),
+            self.gradient or gradient_codecs.build({"name": "values", "quantizer": self.gradient_quantizer}),
+            self.adapter or adapter_codecs.build({"name": "values", "quantizer": self.adapter_quantizer}),
+        )
 
     @model_validator(mode="after")
-    def _codec_is_used(self) -> "MethodConfig":
-        if self.algorithm.placement == "split":
-            return self
-        for name in ("gradient_quantizer", "quantizer", "tokens"):
+    def _what_is_named_is_used(self) -> "MethodConfig":
+        plan = self.plan
+        parts = {
+            "tokens": ("codec", plan.codec, "activations"),
+            "quantizer": ("codec", plan.codec, "activations"),
+            "gradient_quantizer": ("gradient", plan.gradient, "gradient"),
+            "adapter_quantizer": ("adapter", plan.adapter, "adapter"),
+        }
+        for short, (full, used, what) in parts.items():
             # A record's configuration lists the defaults too, and has to be read again.
-            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
-                raise ValueError(f"algorithm {self.algorithm.name!r} sends no activations; remove {name}")
+            default = type(self).model_fields[short].get_default(call_default_factory=True)
+            named = [name for name in (short, full) if getattr(self, name) not in (None, default)]
+            if used is None and named:
+                raise ValueError(f"algorithm {self.algorithm.name!r} sends no {what}; remove {named[0]}")
+            if len(named) == 2:
+                raise ValueError(f"give {short} or {full}, not both")
         return self
 
 
@@ -85,6 +138,7 @@ class ExperimentConfig(Config):
     augment: AugmentConfig | None = None
     method: MethodConfig
     method_key: str
+    task: AnyTask = Field(default_factory=lambda: tasks.build("image_classification"))
     sweep: str | None = None
     """The sweep that this run is a point of; None for a method of the study."""
     seed: int = Field(default=0, ge=0)
@@ -128,8 +182,8 @@ def run_of(record: RunRecord) -> ExperimentConfig:
     return ExperimentConfig.parse(record.config, f"record of {record.method}")
 
 
-def build_setup(config: ExperimentConfig, settings: Settings) -> tuple[Setup, Backbone]:
-    """Load images and backbone, split both ways, and check that they fit each other.
+def assemble(config: ExperimentConfig, settings: Settings) -> tuple[DeviceSide, ServerSide]:
+    """What the devices have and what the server has: images and backbone, split both ways, that fit each other.
 
     Raises:
         ConfigError: a cut, token count or partition that the model or the data cannot have.
@@ -141,29 +195,34 @@ def build_setup(config: ExperimentConfig, settings: Settings) -> tuple[Setup, Ba
     backbone = load_backbone(
         prepared_backbone(config.backbone, settings), train.n_classes, config.seed, settings.weights_dir
     )
-    config.method.tokens.n_transmitted(backbone.n_patches)
+    plan = config.method.plan
+    if plan.codec is not None:
+        plan.codec.n_transmitted(backbone.n_patches)
     add_lora(backbone.model, config.lora, config.seed)
-    device_part, server_part = split(backbone.model, config.cut)
-    method = config.method
-    setup = Setup(
+    front, back = (part.to(where) for part in split(backbone.model, config.cut))
+    terms = Terms(
         dataset=config.dataset_name,
-        train=train,
-        test=test,
-        shards=tuple(shards),
-        device_part=device_part.to(where),
-        server_part=server_part.to(where),
-        image_size=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        augment=config.augment,
-        training=config.training,
         seed=config.seed,
+        n_classes=train.n_classes,
+        n_patches=backbone.n_patches,
+        task=config.task,
+        spec=InputSpec(backbone.image_size, backbone.mean, backbone.std, config.augment),
+        training=config.training,
+        plan=plan,
         where=where,
-        token_codec=TokenCodec(method.tokens, method.quantizer),
-        gradient_codec=TensorCodec(method.gradient_quantizer, Kind.GRADIENTS),
-        adapter_codec=TensorCodec(method.adapter_quantizer, Kind.ADAPTERS),
     )
-    return setup, backbone
+    module = WholeModel(front, back) if plan.runs == "everything" else front
+    return DeviceSide(terms, train, tuple(shards), module), ServerSide(terms, front, back, test)
+
+
+def start(config: ExperimentConfig, settings: Settings) -> Run:
+    """A run at round zero, with its devices in this process.
+
+    Raises:
+        TsfloraError: see `assemble`.
+    """
+    devices, server = assemble(config, settings)
+    return config.method.algorithm.start(server, InProcessFleet(devices), config.method.scheduler)
 
 
 def run(
@@ -179,7 +238,7 @@ def run(
     finished one goes on when `training.rounds` has grown: its last checkpoint stays.
 
     Raises:
-        TsfloraError: see `build_setup`; NumericsError when something becomes NaN.
+        TsfloraError: see `assemble`; NumericsError when something becomes NaN.
     """
     settings = settings or Settings.from_environment()
     started = datetime.datetime.now(datetime.UTC)
@@ -188,23 +247,25 @@ def run(
         if progress is not None:
             progress("recorded already", config.training.rounds)
         return record
-    setup, backbone = build_setup(config, settings)
-    algorithm_run = config.method.algorithm.start(setup)
-    if setup.where.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(setup.where)
+    where = settings.torch_device()
+    devices, server = assemble(config, settings)
+    algorithm_run = config.method.algorithm.start(server, InProcessFleet(devices), config.method.scheduler)
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
     store = None
     history: list[Round] = []
     if settings.checkpoint_dir is not None:
         store = CheckpointStore(settings.checkpoint_dir / _course(config, basis)[:32])
         if checkpoint := store.latest(at_most=config.training.rounds):
-            algorithm_run.restore({name: tensor.to(setup.where) for name, tensor in checkpoint.state.items()})
+            algorithm_run.restore({name: tensor.to(where) for name, tensor in checkpoint.state.items()})
             history = [_as_scheduled(Round.model_validate(entry), config.training) for entry in checkpoint.history]
+            algorithm_run.devices = history[-1].devices
             if progress is not None:
                 progress(f"resumed after round {checkpoint.round}", checkpoint.round)
 
     with _threads(settings.threads):
         for round_ in range(len(history) + 1, config.training.rounds + 1):
-            history.append(_one_round(algorithm_run, setup, round_, history, progress))
+            history.append(_one_round(algorithm_run, config, round_, history, progress))
             if store is not None:
                 store.save(round_, algorithm_run.state(), [entry.model_dump(mode="json") for entry in history])
 
@@ -217,13 +278,13 @@ def run(
         seed=config.seed,
         config=config.dump(),
         basis=basis,
-        geometry=_geometry(config, setup, backbone),
-        shard_sizes=tuple(len(shard) for shard in setup.shards),
+        geometry=_geometry(config, server, basis.weights_sha256),
+        shard_sizes=tuple(len(shard) for shard in devices.shards),
         history=tuple(history),
         started_at=started.isoformat(timespec="seconds"),
         seconds=sum(sum(entry.seconds.values()) for entry in history),
-        peak_memory_mib=_peak_memory_mib(setup.where),
-        provenance=provenance(setup.where, settings.threads),
+        peak_memory_mib=_peak_memory_mib(where),
+        provenance=provenance(where, settings.threads),
     )
     if record_path is not None:
         record.write(record_path)
@@ -240,8 +301,8 @@ def basis_of(config: ExperimentConfig, settings: Settings) -> Basis:
     """
     return Basis(
         trajectory=TRAJECTORY,
-        revisions=revisions_of(config),
-        sources=sources_of(config),
+        revisions=revisions_of(config, config.method.plan),
+        sources=sources_of(config, config.method.plan),
         weights_sha256=weights_sha256(config.backbone, settings),
         images_sha256=images_sha256(config.dataset, config.dataset_name, settings),
         versions=versions(),
@@ -298,56 +359,60 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _one_round(algorithm_run: Run, setup: Setup, round_: int, history: list[Round], progress: Progress | None) -> Round:
-    participants = participants_of(setup.training, setup.dataset, setup.seed, round_)
-    traffic = algorithm_run.exchange.reset_traffic()
+def _one_round(
+    algorithm_run: Run, config: ExperimentConfig, round_: int, history: list[Round], progress: Progress | None
+) -> Round:
+    training = config.training
+    participants = participants_of(training, config.dataset_name, config.seed, round_)
     before = sum(sum(entry.uplink_bytes.values()) + sum(entry.downlink_bytes.values()) for entry in history)
     known = next((entry.accuracy for entry in reversed(history) if entry.accuracy is not None), None)
-    start = time.perf_counter()
-    losses, n_images = 0.0, 0
+    clock = time.perf_counter()
+    losses, n_samples = 0.0, 0
     for step in algorithm_run.train_round(round_, participants):
-        losses += step.loss * step.n_images
-        n_images += step.n_images
+        losses += step.loss * step.n_samples
+        n_samples += step.n_samples
         if progress is not None:
-            mib = (before + traffic.total_bytes) / 2**20
+            mib = (before + algorithm_run.uplink().total() + algorithm_run.downlink().total()) / 2**20
             accuracy = "" if known is None else f" acc {known:.3f}"
-            progress(f"round {round_}/{setup.training.rounds} loss {step.loss:.3f}{accuracy} {mib:.1f} MiB", 0)
+            progress(f"round {round_}/{training.rounds} loss {step.loss:.3f}{accuracy} {mib:.1f} MiB", 0)
     trained = time.perf_counter()
     accuracy_on = accuracy_off = None
-    if setup.training.evaluates(round_):
+    if training.evaluates(round_):
         try:
             accuracy_on, accuracy_off = algorithm_run.evaluate()
         except NumericsError as error:
             raise NumericsError(f"round {round_}: {error}") from None
     if progress is not None:
         shown = "not evaluated" if accuracy_on is None else f"acc {accuracy_on:.3f}"
-        progress(f"round {round_}/{setup.training.rounds} {shown}", 1)
+        progress(f"round {round_}/{training.rounds} {shown}", 1)
     return Round(
         round=round_,
         participants=participants,
-        n_samples=n_images,
-        train_loss=losses / n_images,
+        n_samples=n_samples,
+        train_loss=losses / n_samples if n_samples else None,
         accuracy=accuracy_on,
         accuracy_uncompressed=accuracy_off,
-        uplink_bytes=dict(sorted(traffic.uplink.items())),
-        downlink_bytes=dict(sorted(traffic.downlink.items())),
-        seconds={"train": trained - start, "evaluate": time.perf_counter() - trained},
+        uplink_bytes=dict(sorted(algorithm_run.uplink().items())),
+        downlink_bytes=dict(sorted(algorithm_run.downlink().items())),
+        devices=algorithm_run.devices,
+        seconds={"train": trained - clock, "evaluate": time.perf_counter() - trained},
     )
 
 
-def _geometry(config: ExperimentConfig, setup: Setup, backbone: Backbone) -> Geometry:
+def _geometry(config: ExperimentConfig, server: ServerSide, weights_sha256: str) -> Geometry:
+    vit = server.back.vit
     return Geometry(
         backbone=config.backbone.name,
-        n_blocks=len(backbone.model.blocks),
+        n_blocks=len(server.front.vit.blocks) + len(vit.blocks),
         cut=config.cut,
-        dim=backbone.model.embed_dim,
-        n_heads=backbone.model.blocks[0].attn.num_heads,
-        n_patches=backbone.n_patches,
-        n_classes=setup.train.n_classes,
+        dim=vit.embed_dim,
+        n_heads=vit.blocks[0].attn.num_heads,
+        n_patches=server.terms.n_patches,
+        n_classes=server.terms.n_classes,
         batch_size=config.training.batch_size,
-        device_adapter_entries=sum(tensor.numel() for tensor in read_adapter(setup.device_part).values()),
-        server_adapter_entries=sum(tensor.numel() for tensor in read_adapter(setup.server_part).values()),
-        weights_sha256=backbone.weights_sha256,
+        device_adapter_entries=sum(tensor.numel() for tensor in read_adapter(server.front).values()),
+        server_adapter_entries=sum(tensor.numel() for tensor in read_adapter(server.back).values()),
+        weights_sha256=weights_sha256,
     )
 
 

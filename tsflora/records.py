@@ -14,10 +14,11 @@ from pydantic import Field, ValidationError
 
 from tsflora.config import Config, explain
 from tsflora.errors import DataError
+from tsflora.federation.plan import DeviceRound
 from tsflora.files import write_atomically
 
-KINDS = ("activations", "labels", "gradients", "adapters", "images", "headers")
-"""What a byte on the wire is: packed payload of one of five sorts, or a frame's header, ranges and checksum."""
+KINDS = ("activations", "labels", "gradients", "adapters", "images", "control", "headers")
+"""What a byte on the wire is: packed payload of one of six sorts, or a frame's header, ranges and checksum."""
 
 _VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "basis"}
 
@@ -46,7 +47,8 @@ class Round(Config):
     participants: tuple[int, ...]
     n_samples: int
     """Training images seen in this round, over all participants."""
-    train_loss: float
+    train_loss: float | None
+    """Mean over the round's samples; None where nobody took part."""
     accuracy: float | None
     """Top-1 with the method's compression on, as deployed; None where this round was not evaluated."""
     accuracy_uncompressed: float | None
@@ -54,6 +56,8 @@ class Round(Config):
     uplink_bytes: dict[str, int]
     """Bytes that really left devices, by kind (`KINDS`)."""
     downlink_bytes: dict[str, int]
+    devices: tuple[DeviceRound, ...] = ()
+    """What each device that was drawn did; empty in records that were made before this was kept."""
     seconds: dict[str, float]
     """Wall time by phase: `train`, `evaluate`."""
 
@@ -80,20 +84,19 @@ class Basis(Config):
     threads: int
 
     def difference(self, other: "Basis") -> str | None:
-        """The first thing in which a run would differ now, in words: what, here, there."""
+        """The first thing that a run would depend on otherwise now, in words: what, then, now; None: nothing.
+
+        A component that one side does not list is at its first revision: it may have been a part of another one then.
+        """
         for name in type(self).model_fields:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if isinstance(mine, dict):
-                name, mine, theirs = next(
-                    (
-                        (f"{name} {key}", mine.get(key), theirs.get(key))
-                        for key in sorted(mine.keys() | theirs.keys())
-                        if mine.get(key) != theirs.get(key)
-                    ),
-                    (name, None, None),
-                )
-            if mine != theirs:
-                return f"{name}: {mine} then, {theirs} now"
+            if not isinstance(mine, dict):
+                mine, theirs = {"": mine}, {"": theirs}
+            missing = 1 if name == "revisions" else None
+            for key in sorted(mine.keys() | theirs.keys()):
+                then, now = mine.get(key, missing), theirs.get(key, missing)
+                if then != now:
+                    return f"{' '.join([name, key]).strip()}: {then} then, {now} now"
         return None
 
 

@@ -13,12 +13,23 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tsflora.compression import quantizers, token_reducers
+from tsflora.compression import adapter_codecs, codecs, gradient_codecs, quantizers, token_reducers
 from tsflora.config import Component
-from tsflora.data import data_sources, partitions
-from tsflora.federation import TRAJECTORY, algorithms
+from tsflora.data import data_sources, partitions, tasks
+from tsflora.federation import TRAJECTORY, algorithms, schedulers
 
-REGISTRIES = (algorithms, token_reducers, quantizers, data_sources, partitions)
+REGISTRIES = (
+    algorithms,
+    schedulers,
+    codecs,
+    token_reducers,
+    quantizers,
+    gradient_codecs,
+    adapter_codecs,
+    data_sources,
+    partitions,
+    tasks,
+)
 _COMPUTING = ("torch", "timm", "peft", "numpy")
 
 
@@ -42,18 +53,20 @@ def title(cls: type[Component]) -> str:
     return f"{sort.__name__}.{cls.name}"
 
 
-def revisions_of(config: object) -> dict[str, int]:
-    """The revision of each component of a configuration."""
-    return dict(sorted((title(type(part)), type(part).revision) for part in components_of(config)))
+def revisions_of(*configs: object) -> dict[str, int]:
+    """The revision of each component in these configurations."""
+    parts = [type(part) for config in configs for part in components_of(config)]
+    return dict(sorted((title(part), part.revision) for part in parts))
 
 
-def sources_of(config: object) -> dict[str, str]:
-    """SHA-256 of the source file of each component of a configuration that is not this package's own.
+def sources_of(*configs: object) -> dict[str, str]:
+    """SHA-256 of the source file of each component in these configurations that is not this package's own.
 
     Our own revisions are held by a golden log; of anybody else's code only the text can tell that it changed.
     """
     return {
         title(type(part)): hashlib.sha256(Path(inspect.getfile(type(part))).read_bytes()).hexdigest()
+        for config in configs
         for part in components_of(config)
         if type(part).__module__.split(".")[0] != __name__.split(".")[0]
     }

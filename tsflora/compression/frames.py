@@ -6,7 +6,7 @@ All integers are unsigned and little-endian. A frame is, from its first byte to 
 |---|---|---|---|
 | prefix | magic | 4 bytes | `TSFL` |
 | | version | u8 | 1 |
-| | kind | u8 | 1 activations, 2 labels, 3 gradients, 4 adapters, 5 images |
+| | kind | u8 | 1 activations, 2 labels, 3 gradients, 4 adapters, 5 images, 6 control |
 | | sections | u16 | number of sections, at least 1 |
 | table, once per section | format | u8 | 1 packed codes, 2 IEEE float16, 3 IEEE float32 |
 | | flags | u8 | 1 side information (ranges and the like), 0 payload |
@@ -52,6 +52,7 @@ class Kind(IntEnum):
     GRADIENTS = 3
     ADAPTERS = 4
     IMAGES = 5
+    CONTROL = 6
 
 
 class Format(IntEnum):

@@ -2,20 +2,23 @@
 
 import io
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from tsflora.compression.bits import code_dtype
 from tsflora.compression.frames import Format, Kind, Layout, Section, read_frame, write_frame
+from tsflora.config import Component, Registry
 from tsflora.errors import FrameError
 
 _LENGTH_BITS = 16
 Pixels = UInt8[np.ndarray, "batch height width 3"]
 
 
-class ImageCodec(ABC):
+class ImageCodec(Component, ABC):
     """uint8 images to frames and back."""
 
     @abstractmethod
@@ -35,8 +38,16 @@ class ImageCodec(ABC):
         return self.decode(self.encode(images), images.shape)
 
 
+image_codecs = Registry[ImageCodec]("image codec", "tsflora.image_codecs")
+
+AnyImageCodec = Annotated[SerializeAsAny[ImageCodec], BeforeValidator(image_codecs.build)]
+
+
+@image_codecs.register
 class RawImages(ImageCodec):
     """One byte per channel and pixel: lossless."""
+
+    name = "raw"
 
     def encode(self, images: Pixels) -> bytes:
         """See `ImageCodec`."""
@@ -50,11 +61,12 @@ class RawImages(ImageCodec):
         return sections[0].values.astype(np.uint8)
 
 
+@image_codecs.register
 class JpegImages(ImageCodec):
     """Each image as a JPEG file of its own, by Pillow at `quality`; lengths of the files, then their bytes."""
 
-    def __init__(self, quality: int) -> None:
-        self.quality = quality
+    name = "jpeg"
+    quality: int = Field(default=75, ge=1, le=95)
 
     def encode(self, images: Pixels) -> bytes:
         """See `ImageCodec`.

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 from typing_extensions import override
 
@@ -99,6 +99,9 @@ class _StraightThrough(torch.autograd.Function):
 
 
 quantizers = Registry[Quantizer]("quantizer", "tsflora.quantizers")
+
+AnyQuantizer = Annotated[SerializeAsAny[Quantizer], BeforeValidator(quantizers.build)]
+"""In a configuration: a name, or a mapping with a name and options."""
 
 
 class _Cast(Quantizer):

@@ -9,14 +9,15 @@ the entry-point group `tsflora.token_reducers`. The conformance suite (`tests/te
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
-from pydantic import model_validator
+from jaxtyping import Bool, Float, Int
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor
 from typing_extensions import override
 
+from tsflora.compression.batch import Seen, Tokens
 from tsflora.config import Component, Registry
 from tsflora.errors import ConfigError
 
@@ -25,10 +26,10 @@ from tsflora.errors import ConfigError
 class Reduced:
     """The transmitted sequence, and where it came from. Patches are counted from 0, without the CLS token."""
 
-    tokens: Float[Tensor, "batch transmitted dim"]
+    tokens: Tokens
     """CLS, the kept patches in ascending order, and the merged token if there is one; differentiable in the input."""
     kept: Int[Tensor, "batch kept"]
-    """Patch indices, ascending in each row."""
+    """Patch indices, ascending in each row; where samples keep different numbers, -1 fills up the end."""
     merge_weights: Float[Tensor, "batch patches"]
     """Each patch's share in the merged token, a constant: 0 on kept ones; rows sum to 1, or are 0 if none is sent."""
 
@@ -40,37 +41,45 @@ class TokenReducer(Component, ABC):
     """Options under which the conformance suite tests the reducer, on a model of 9 patches."""
 
     @abstractmethod
-    def n_transmitted(self, n_patches: int) -> int:
+    def n_transmitted(self, n_patches: int) -> int | None:
         """How many tokens of a model with `n_patches` patches travel, CLS and merged token included.
+
+        None where that differs by sample; it then depends on the data and is measured.
 
         Raises:
             ConfigError: the model does not have that many.
         """
 
     @abstractmethod
-    def reduce(
-        self,
-        tokens: Float[Tensor, "batch tokens dim"],
-        cls_attention: Float[Tensor, "batch heads tokens"],
-        generator: torch.Generator,
-    ) -> Reduced:
-        """Reduce a batch of CLS + M patch tokens.
-
-        `cls_attention` is the CLS query's softmax attention in the last device block, one row over all M + 1 tokens for
-        each head. Random draws come from `generator`, on the tokens' device.
+    def reduce(self, seen: Seen, generator: torch.Generator) -> Reduced:
+        """Reduce a batch of CLS + M patch tokens. Random draws come from `generator`, on the tokens' device.
 
         Raises:
-            ConfigError: as `n_transmitted`.
+            ConfigError: as `n_transmitted`, or a front that tells nothing of what this reducer looks at.
         """
 
 
 token_reducers = Registry[TokenReducer]("token reducer", "tsflora.token_reducers")
 
+AnyTokenReducer = Annotated[SerializeAsAny[TokenReducer], BeforeValidator(token_reducers.build)]
+"""In a configuration: a name, or a mapping with a name and options."""
 
-def _keep_all(tokens: Float[Tensor, "batch tokens dim"]) -> Reduced:
-    batch, n_patches = len(tokens), tokens.shape[1] - 1
-    kept = torch.arange(n_patches, device=tokens.device).expand(batch, n_patches)
-    return Reduced(tokens, kept, torch.zeros(batch, n_patches, device=tokens.device))
+
+def _attention(reducer: TokenReducer, seen: Seen) -> Float[Tensor, "batch heads tokens"]:
+    """The attention that a reducer goes by.
+
+    Raises:
+        ConfigError: this front has none, or its sequences already differ in length.
+    """
+    if seen.cls_attention is None or seen.tokens.lengths is not None:
+        raise ConfigError(f"{reducer.name}: needs the CLS token's attention over sequences of one length")
+    return seen.cls_attention.detach().float()
+
+
+def _keep_all(tokens: Tokens) -> Reduced:
+    batch, n_patches = len(tokens.values), tokens.values.shape[1] - 1
+    kept = torch.arange(n_patches, device=tokens.values.device).expand(batch, n_patches)
+    return Reduced(tokens, kept, torch.zeros(batch, n_patches, device=tokens.values.device))
 
 
 @token_reducers.register
@@ -84,13 +93,8 @@ class AllTokens(TokenReducer):
         return n_patches + 1
 
     @override
-    def reduce(
-        self,
-        tokens: Float[Tensor, "batch tokens dim"],
-        cls_attention: Float[Tensor, "batch heads tokens"],
-        generator: torch.Generator,
-    ) -> Reduced:
-        return _keep_all(tokens)
+    def reduce(self, seen: Seen, generator: torch.Generator) -> Reduced:
+        return _keep_all(seen.tokens)
 
 
 class SelectAndMerge(TokenReducer):
@@ -166,16 +170,12 @@ class SelectAndMerge(TokenReducer):
         return self.n_tokens
 
     @override
-    def reduce(
-        self,
-        tokens: Float[Tensor, "batch tokens dim"],
-        cls_attention: Float[Tensor, "batch heads tokens"],
-        generator: torch.Generator,
-    ) -> Reduced:
+    def reduce(self, seen: Seen, generator: torch.Generator) -> Reduced:
+        tokens = seen.tokens.values
         n_patches = tokens.shape[1] - 1
         if self.n_transmitted(n_patches) == n_patches + 1:
-            return _keep_all(tokens)
-        cls_attention = cls_attention.detach().float()
+            return _keep_all(seen.tokens)
+        cls_attention = _attention(self, seen)
         scores = self.scores(tokens.detach(), cls_attention, generator)
         # A stable sort, because top-k leaves open which of two equal scores comes first.
         order = scores.argsort(dim=1, descending=True, stable=True)
@@ -187,7 +187,7 @@ class SelectAndMerge(TokenReducer):
         if self.merge != "none":
             weights = self._merge_weights(cls_attention, kept)
             parts.append(weights.to(tokens.dtype).unsqueeze(1) @ patches)
-        return Reduced(torch.cat(parts, dim=1), kept, weights)
+        return Reduced(Tokens(torch.cat(parts, dim=1)), kept, weights)
 
     def _merge_weights(
         self, cls_attention: Float[Tensor, "batch heads tokens"], kept: Int[Tensor, "batch kept"]
@@ -227,6 +227,74 @@ class TopKMerge(SelectAndMerge):
         generator: torch.Generator,
     ) -> Float[Tensor, "batch patches"]:
         return self.patch_attention(cls_attention)
+
+
+@token_reducers.register
+class AttentionMass(TokenReducer):
+    """Keep the fewest patches that together hold a share `mass` of the CLS attention on patches, and merge the others.
+
+    A simple image keeps few and a busy one many, so sequences differ in length. The score is that of TSFLora
+    (arXiv 2605.23988): attention from CLS in the last device block, averaged over the heads. The merged token is the
+    attention-weighted mean of the others, as there.
+    """
+
+    name = "attention_mass"
+    examples = ({"mass": 0.5}, {"mass": 0.9, "merge": "none"}, {"mass": 1.0}, {"mass": 0.6, "proportional": True})
+
+    mass: float = Field(gt=0, le=1)
+    """At 1 every patch is kept."""
+    merge: Literal["attention", "none"] = "attention"
+    """The others in one token, or left out."""
+    proportional: bool = False
+    """Send with each token how many patches it stands for, so that the server's attention weighs it by that."""
+
+    @model_validator(mode="after")
+    def _something_to_weigh(self) -> "AttentionMass":
+        if self.proportional and self.merge == "none":
+            raise ValueError("proportional needs a merged token; without one every token stands for one patch")
+        return self
+
+    @override
+    def n_transmitted(self, n_patches: int) -> int | None:
+        return None
+
+    @override
+    def reduce(self, seen: Seen, generator: torch.Generator) -> Reduced:
+        tokens, attention = seen.tokens.values, _attention(self, seen)[:, :, 1:].mean(dim=1)
+        batch, n_patches = attention.shape
+        order = attention.argsort(dim=1, descending=True, stable=True)
+        held = attention.gather(1, order).double().cumsum(dim=1)
+        # A patch is kept while those before it do not hold enough; rounding must not keep one more at the very end.
+        enough = self.mass * held[:, -1:] * (1 - 1e-6)
+        n_kept = 1 + (held[:, :-1] < enough).sum(dim=1)
+        chosen = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, order, _first(n_kept, n_patches))
+        kept = chosen.long().argsort(dim=1, descending=True, stable=True)[:, : int(n_kept.max())]
+        kept = kept.masked_fill(~_first(n_kept, kept.shape[1]), -1)
+        merged = (n_kept < n_patches) & (self.merge != "none")
+        discarded = ~chosen & merged.unsqueeze(1)
+        weights = torch.where(discarded, attention, 0)
+        # Softmax can underflow to 0 on every discarded patch; they then count the same.
+        weights = torch.where(weights.sum(dim=1, keepdim=True) > 0, weights, discarded.float())
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+
+        lengths = 1 + n_kept + merged
+        longest = int(lengths.max())
+        rows = torch.arange(batch, device=tokens.device).unsqueeze(1)
+        patches = tokens[:, 1:]
+        values = torch.cat([tokens[:, :1], patches[rows, kept.clamp_min(0)]], dim=1)
+        values = values * _first(1 + n_kept, values.shape[1]).unsqueeze(2)
+        values = torch.nn.functional.pad(values, (0, 0, 0, longest - values.shape[1]))
+        place = torch.nn.functional.one_hot((lengths - 1).long(), longest).to(tokens.dtype) * merged.unsqueeze(1)
+        values = values + place.unsqueeze(2) * (weights.to(tokens.dtype).unsqueeze(1) @ patches)
+        sizes = None
+        if self.proportional:
+            sizes = _first(lengths, longest).float() + place.float() * (n_patches - n_kept - 1).unsqueeze(1)
+        return Reduced(Tokens(values, lengths, sizes), kept, weights)
+
+
+def _first(counts: Int[Tensor, " batch"], width: int) -> Bool[Tensor, "batch width"]:
+    """True at the first `counts` places of each row."""
+    return torch.arange(width, device=counts.device) < counts.unsqueeze(1)
 
 
 @token_reducers.register

@@ -1,19 +1,36 @@
 """Who talks to whom in a round, over counted bytes."""
 
-from tsflora.federation.algorithms import Algorithm, algorithms
+from tsflora.federation import central, split, whole  # noqa: F401  (each registers its algorithms)
+from tsflora.federation.algorithm import Algorithm, algorithms
 from tsflora.federation.checkpoint import CheckpointStore
-from tsflora.federation.runs import Run
-from tsflora.federation.setup import Setup
+from tsflora.federation.fleet import InProcessFleet
+from tsflora.federation.link import Fleet, Link, Message
+from tsflora.federation.plan import AnyScheduler, DeviceRound, Dropped, Plan, Scheduler, schedulers
+from tsflora.federation.rounds import Run, Step
+from tsflora.federation.sides import DeviceSide, ServerSide, Terms
 from tsflora.federation.training import TRAJECTORY, OptimizerConfig, TrainingConfig, participants_of
 
 __all__ = [
     "TRAJECTORY",
     "Algorithm",
+    "AnyScheduler",
     "CheckpointStore",
+    "DeviceRound",
+    "DeviceSide",
+    "Dropped",
+    "Fleet",
+    "InProcessFleet",
+    "Link",
+    "Message",
     "OptimizerConfig",
+    "Plan",
     "Run",
-    "Setup",
+    "Scheduler",
+    "ServerSide",
+    "Step",
+    "Terms",
     "TrainingConfig",
     "algorithms",
     "participants_of",
+    "schedulers",
 ]

@@ -1,39 +1,75 @@
-"""Top-1 accuracy on the global test set, with compression on, as deployed, and off."""
+"""The metric on the global test set, with compression on, as deployed, and off."""
+
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
+from tsflora.compression import Seen, Sender, Tokens
 from tsflora.errors import NumericsError
-from tsflora.federation.setup import Setup
+from tsflora.federation.sides import ServerSide, Terms
 from tsflora.federation.training import precision
-from tsflora.models import DevicePart, ServerPart
+from tsflora.models import Back, Front
 
 
 @torch.no_grad()
-def evaluate(setup: Setup, device_part: DevicePart, server_part: ServerPart) -> tuple[float, float]:
-    """Fractions of test images classified correctly: (compression on, compression off).
+def evaluate(side: ServerSide, front: Front, back: Back, sender: Sender | None = None) -> tuple[float, float]:
+    """The mean score over the test set: (compression on, compression off); without a sender both are one.
 
-    In batches of the training size: a quantizer's range spans a batch, so another size would be another codec.
+    In batches of the training size: a quantizer's range spans a batch, so another size would be another codec. The
+    sender judges, so that nothing it remembers changes.
 
     Raises:
         NumericsError: the model puts out NaN or infinity.
     """
-    size, codec = setup.training.batch_size, setup.token_codec
-    correct_on = correct_off = 0
-    for start in range(0, len(setup.test), size):
-        images, labels = setup.test_inputs(slice(start, start + size))
-        with precision(setup.where, setup.training):
-            activations, cls_attention = device_part(images)
-        activations = activations.float()
-        reduced = codec.reduce(activations, cls_attention, setup.generator("evaluate", "tokens", start))
-        received = codec.forward(reduced.tokens, setup.generator("evaluate", "quantizer", start))
-        with precision(setup.where, setup.training):
-            logits_off = server_part(activations)
+    terms = side.terms
+    on, off = Mean(terms), Mean(terms)
+    size = terms.training.batch_size
+    for start in range(0, len(side.test), size):
+        rows = slice(start, start + size)
+        inputs = terms.task.inputs(side.test.images[rows], terms.spec, terms.where)
+        targets = terms.task.targets(side.test.labels[rows], terms.where)
+        with precision(terms.where, terms.training):
+            seen: Seen = front(inputs)
+        seen = seen.float()
+        received = seen.tokens if sender is None else sender.judge(seen, _draw(terms, start))
+        with precision(terms.where, terms.training):
+            plain = back(seen.tokens)
             # A lossless codec needs no second pass.
-            logits_on = logits_off if torch.equal(received, activations) else server_part(received)
-        if not bool(torch.isfinite(logits_on).all() and torch.isfinite(logits_off).all()):
-            raise NumericsError(
-                "NaN or infinity in the judged model's test logits; a lower learning rate usually helps"
-            )
-        correct_off += int((logits_off.argmax(-1) == labels).sum())
-        correct_on += int((logits_on.argmax(-1) == labels).sum())
-    return correct_on / len(setup.test), correct_off / len(setup.test)
+            outputs = plain if _same(received, seen.tokens) else back(received)
+        on.add(outputs, targets)
+        off.add(plain, targets)
+    return on.value, off.value
+
+
+class Mean:
+    """A task's metric over batches of outputs.
+
+    Raises:
+        NumericsError: NaN or infinity in the outputs.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.task = terms.task
+        self.total, self.count = 0.0, 0
+
+    def add(self, outputs: Tensor, targets: Tensor) -> None:
+        """Take in a batch."""
+        if not bool(torch.isfinite(outputs).all()):
+            raise NumericsError("NaN or infinity in the judged model's test outputs")
+        total, count = self.task.score(outputs, targets)
+        self.total += total
+        self.count += count
+
+    @property
+    def value(self) -> float:
+        """The mean so far."""
+        return self.total / self.count
+
+
+def _draw(terms: Terms, start: int) -> Callable[[str], torch.Generator]:
+    return lambda purpose: terms.generator("evaluate", purpose, start)
+
+
+def _same(received: Tokens, sent: Tokens) -> bool:
+    return received.lengths is None and received.sizes is None and torch.equal(received.values, sent.values)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tsflora.compression import Adapter
 from tsflora.config import Config
 from tsflora.errors import NumericsError
 from tsflora.seeding import numpy_generator
@@ -47,6 +48,8 @@ class TrainingConfig(Config):
     local_epochs: int = Field(default=1, ge=1)
     batch_size: int = Field(default=64, ge=1)
     optimizer: OptimizerConfig = OptimizerConfig()
+    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Before each step an optimiser's gradients are scaled down to this total norm; None leaves them as they are."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 runs the blocks under autocast; the wire and the adapters stay fp32."""
     evaluate_every: int = Field(default=1, ge=1)
@@ -107,6 +110,20 @@ def check_finite(tensor: Tensor, what: str, round_: int, device: int) -> None:
         raise NumericsError(
             f"NaN or infinity in {what} (round {round_}, device {device}); a lower learning rate usually helps"
         )
+
+
+def check_adapter(adapter: Adapter, round_: int, device: int) -> None:
+    """Stop on NaN or infinity in an adapter (see `check_finite`)."""
+    for name, tensor in adapter.items():
+        check_finite(tensor, f"the adapter's {name}", round_, device)
+
+
+def step(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> None:
+    """One step on the gradients that are there, clipped where `training.clip_norm` says so."""
+    if training.clip_norm is not None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, training.clip_norm)
+    optimizer.step()
 
 
 @contextlib.contextmanager

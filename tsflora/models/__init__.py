@@ -3,16 +3,15 @@
 from tsflora.models import torchvision_fallback  # noqa: F401  (before anything imports timm)
 from tsflora.models.adapters import Adapter, LoraConfig, add_lora, average, own_copy, read_adapter, set_adapter
 from tsflora.models.backbones import Backbone, BackboneConfig, load_backbone
-from tsflora.models.split import DevicePart, Placement, ServerPart, WholeModel, split
+from tsflora.models.split import Back, Front, WholeModel, split
 
 __all__ = [
     "Adapter",
+    "Back",
     "Backbone",
     "BackboneConfig",
-    "DevicePart",
+    "Front",
     "LoraConfig",
-    "Placement",
-    "ServerPart",
     "WholeModel",
     "add_lora",
     "average",

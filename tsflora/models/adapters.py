@@ -14,11 +14,11 @@ from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tsflora.compression import Adapter
 from tsflora.config import Config, did_you_mean
 from tsflora.errors import ConfigError
 from tsflora.seeding import torch_generator
 
-Adapter = dict[str, Tensor]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 

@@ -1,21 +1,17 @@
 """The cut: embedding and the first blocks on the device, the other blocks and the head on the server."""
 
 import copy
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tsflora.compression.batch import Seen, Tokens
 from tsflora.errors import ConfigError
 
-Placement = Literal["local", "federated", "split", "central"]
-"""Who runs what: `local` the device runs the whole model and sends nothing; `federated` the same, and adapters travel;
-`split` the device runs the blocks before the cut; `central` the device sends images and the server trains."""
 
-
-class DevicePart(nn.Module):
+class Front(nn.Module):
     """Embedding and blocks 1..cut. Also yields the CLS query's attention in the last of them.
 
     The block itself keeps its fused attention: the CLS row is computed beside it from the same queries and keys,
@@ -28,9 +24,7 @@ class DevicePart(nn.Module):
         self.vit.blocks = self.vit.blocks[:cut]
         self.vit.norm, self.vit.head = nn.Identity(), nn.Identity()
 
-    def forward(
-        self, images: Float[Tensor, "batch 3 size size"]
-    ) -> tuple[Float[Tensor, "batch tokens dim"], Float[Tensor, "batch heads tokens"]]:
+    def forward(self, images: Float[Tensor, "batch 3 size size"]) -> Seen:
         """Activations after block `cut`, and each head's softmax attention of the CLS query over all tokens."""
         kept: list[Tensor] = []
         # A hook instead of a second qkv product: it sees the output of the layer that the block really used.
@@ -40,7 +34,7 @@ class DevicePart(nn.Module):
             tokens = self.vit.blocks(tokens)
         finally:
             hook.remove()
-        return tokens, self._cls_attention(kept[0])
+        return Seen(Tokens(tokens), self._cls_attention(kept[0]))
 
     @torch.no_grad()
     def _cls_attention(self, qkv: Float[Tensor, "batch tokens three_dims"]) -> Float[Tensor, "batch heads tokens"]:
@@ -53,8 +47,8 @@ class DevicePart(nn.Module):
             return (torch.einsum("bhc,bthc->bht", query, key) * attention.scale).softmax(dim=-1)
 
 
-class ServerPart(nn.Module):
-    """Blocks cut+1..L, the final norm and the head. Takes any number of tokens, CLS first."""
+class Back(nn.Module):
+    """Blocks cut+1..L, the final norm and the head. Takes any number of tokens, CLS first; padding is never seen."""
 
     def __init__(self, vit: VisionTransformer, cut: int) -> None:
         super().__init__()
@@ -62,26 +56,33 @@ class ServerPart(nn.Module):
         self.vit.blocks = self.vit.blocks[cut:]
         self.vit.patch_embed = self.vit.cls_token = self.vit.pos_embed = None
 
-    def forward(self, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, tokens: Tokens) -> Float[Tensor, "batch classes"]:
         """Class logits."""
-        return self.vit.forward_head(self.vit.norm(self.vit.blocks(tokens)))
+        values, bias = tokens.values, tokens.bias()
+        if bias is not None:
+            # The kernels want one row of the mask for each query, and the type that autocast gives queries and keys.
+            where = bias.device.type
+            dtype = torch.get_autocast_dtype(where) if torch.is_autocast_enabled(where) else values.dtype
+            bias = bias.to(dtype).expand(-1, -1, values.shape[1], -1)
+        for block in self.vit.blocks:
+            values = block(values, attn_mask=bias)
+        return self.vit.forward_head(self.vit.norm(values))
 
 
 class WholeModel(nn.Module):
     """Both parts on one machine, as local and federated fine-tuning run them."""
 
-    def __init__(self, device: DevicePart, server: ServerPart) -> None:
+    def __init__(self, front: Front, back: Back) -> None:
         super().__init__()
-        self.device = device
-        self.server = server
+        self.front = front
+        self.back = back
 
     def forward(self, images: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch classes"]:
         """Class logits."""
-        tokens, _ = self.device(images)
-        return self.server(tokens)
+        return self.back(self.front(images).tokens)
 
 
-def split(vit: VisionTransformer, cut: int) -> tuple[DevicePart, ServerPart]:
+def split(vit: VisionTransformer, cut: int) -> tuple[Front, Back]:
     """Split after block `cut`; each part holds its own tensors and nothing of the other's blocks.
 
     Raises:
@@ -90,4 +91,4 @@ def split(vit: VisionTransformer, cut: int) -> tuple[DevicePart, ServerPart]:
     depth = len(vit.blocks)
     if not 1 <= cut < depth:
         raise ConfigError(f"cut: {cut} is outside the model; it has {depth} blocks, allowed: 1 to {depth - 1}")
-    return DevicePart(vit, cut), ServerPart(vit, cut)
+    return Front(vit, cut), Back(vit, cut)
