@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
-from PIL import Image
 from methods import CENTRAL, start, train
+from PIL import Image
+from tsflora.federation.setup import Setup
 
 from tsflora.compression import JpegImages, Kind, RawImages, Section, encode_labels, measure, write_frame
 from tsflora.errors import FrameError
 from tsflora.experiment import run
-from tsflora.federation.setup import Setup
 
 
 def pictures(n=3, height=9, width=7):

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import json
 import logging
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -199,12 +198,14 @@ def assemble(config: ExperimentConfig, settings: Settings) -> tuple[DeviceSide, 
     if plan.codec is not None:
         plan.codec.n_transmitted(backbone.n_patches)
     add_lora(backbone.model, config.lora, config.seed)
-    front, back = (part.to(where) for part in split(backbone.model, config.cut))
+    front, back = split(backbone.model, config.cut)
+    front, back = front.to(where), back.to(where)
     terms = Terms(
         dataset=config.dataset_name,
         seed=config.seed,
         n_classes=train.n_classes,
         n_patches=backbone.n_patches,
+        dim=backbone.model.embed_dim,
         task=config.task,
         spec=InputSpec(backbone.image_size, backbone.mean, backbone.std, config.augment),
         training=config.training,
@@ -263,7 +264,7 @@ def run(
             if progress is not None:
                 progress(f"resumed after round {checkpoint.round}", checkpoint.round)
 
-    with _threads(settings.threads):
+    with _reproducible(settings.threads):
         for round_ in range(len(history) + 1, config.training.rounds + 1):
             history.append(_one_round(algorithm_run, config, round_, history, progress))
             if store is not None:
@@ -349,14 +350,23 @@ def _recorded(path: Path, config: ExperimentConfig, basis: Basis) -> RunRecord |
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Fix torch's thread count: the order of float additions, and so the record's last bits, depend on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def _reproducible(threads: int) -> Iterator[None]:
+    """Fix what the last bits of a record depend on: torch's thread count, hence the order of additions, and kernels.
+
+    Where there is no deterministic kernel torch warns. Across kinds of machines the last bits may still differ.
+    """
+    count, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch._C._get_deterministic_fill_uninitialized_memory()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch._C._set_deterministic_fill_uninitialized_memory(False)  # it only costs time: nothing here reads such memory
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(count)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch._C._set_deterministic_fill_uninitialized_memory(filled)
 
 
 def _one_round(
@@ -417,8 +427,12 @@ def _geometry(config: ExperimentConfig, server: ServerSide, weights_sha256: str)
 
 
 def _peak_memory_mib(where: torch.device) -> float:
-    """Peak of the accelerator's allocator, else of this process's resident set so far."""
+    """Peak of the accelerator's allocator, else of this process's resident set so far; 0 where nobody keeps it."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

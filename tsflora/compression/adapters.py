@@ -108,8 +108,8 @@ class _Values:
 class _Changes:
     """Adapters as changes to what the device was last given, which both ends hold.
 
-    Downward, whatever a frame loses is part of the next one's change by itself: the server's adapter stays exact. Upward
-    the device adds what its last frame lost.
+    Downward, whatever a frame loses is part of the next one's change by itself: the server's adapter stays exact.
+    Upward the device adds what its last frame lost.
     """
 
     def __init__(self, quantizer: Quantizer, start: Adapter, feedback: bool) -> None:

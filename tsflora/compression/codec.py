@@ -1,7 +1,8 @@
 """What carries activations: the configuration of both ends, and the ends themselves, which may remember.
 
-A `Codec` is configuration. Each device holds a `Sender` of it and the server one `Receiver`; both live as long as the run
-does, and their memory is in the checkpoint. The law: from equal states, `receive(send(x))` is `judge(x)` to the bit.
+A `Codec` is configuration. Each device holds a `Sender` of it and the server one `Receiver`; both live as long as the
+run does, and their memory is in the checkpoint. The law: from equal states, `receive(send(x))` is `judge(x)`, to the
+bit.
 """
 
 from abc import ABC, abstractmethod

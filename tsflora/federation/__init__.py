@@ -5,8 +5,9 @@ from tsflora.federation.algorithm import Algorithm, algorithms
 from tsflora.federation.checkpoint import CheckpointStore
 from tsflora.federation.fleet import InProcessFleet
 from tsflora.federation.link import Fleet, Link, Message
-from tsflora.federation.plan import AnyScheduler, DeviceRound, Dropped, Plan, Scheduler, schedulers
+from tsflora.federation.plan import DeviceRound, Dropped, Plan
 from tsflora.federation.rounds import Run, Step
+from tsflora.federation.schedulers import AnyScheduler, Scheduler, schedulers
 from tsflora.federation.sides import DeviceSide, ServerSide, Terms
 from tsflora.federation.training import TRAJECTORY, OptimizerConfig, TrainingConfig, participants_of
 

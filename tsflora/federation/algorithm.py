@@ -9,8 +9,9 @@ from abc import ABC, abstractmethod
 from tsflora.compression import AdapterCodec, Codec, GradientCodec
 from tsflora.config import Component, Registry
 from tsflora.federation.link import Fleet
-from tsflora.federation.plan import Plan, Scheduler
+from tsflora.federation.plan import Plan
 from tsflora.federation.rounds import Run
+from tsflora.federation.schedulers import Scheduler
 from tsflora.federation.sides import ServerSide
 
 

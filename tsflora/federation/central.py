@@ -7,14 +7,16 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from tsflora.compression import AdapterCodec, Codec, GradientCodec, JpegImages, RawImages, decode_labels
 from tsflora.errors import FrameError
 from tsflora.federation.algorithm import Algorithm, algorithms
 from tsflora.federation.evaluation import Mean
 from tsflora.federation.link import Fleet, Message
-from tsflora.federation.plan import Plan, Scheduler
+from tsflora.federation.plan import Plan
 from tsflora.federation.rounds import Run, Step
+from tsflora.federation.schedulers import Scheduler
 from tsflora.federation.sides import ServerSide
 from tsflora.federation.state import nest, optimizer_tensors, restore_optimizer, under
 from tsflora.federation.training import check_finite, minibatches, precision, step, turns
@@ -34,13 +36,13 @@ class Central(Algorithm):
     quality: int = Field(default=75, ge=1, le=95)
     """JPEG only."""
 
+    @override
     def plan(self, codec: Codec, gradient: GradientCodec, adapter: AdapterCodec) -> Plan:
-        """See `Algorithm`."""
         images = RawImages() if self.image == "raw" else JpegImages(quality=self.quality)
         return Plan(runs="nothing", uploads="samples", images=images)
 
+    @override
     def start(self, side: ServerSide, fleet: Fleet, scheduler: Scheduler) -> Run:
-        """See `Algorithm`."""
         return CentralRun(side, fleet, scheduler)
 
 

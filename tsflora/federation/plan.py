@@ -1,14 +1,11 @@
-"""What one device does in a round, and the schedulers that decide it. The loop and the cost models read the same plan."""
+"""What one device does in a round: the loop and the cost models read the same plan."""
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, SerializeAsAny, model_validator
-from typing_extensions import override
+from pydantic import model_validator
 
 from tsflora.compression import (
     AnyAdapterCodec,
@@ -20,7 +17,7 @@ from tsflora.compression import (
     read_frame,
     write_frame,
 )
-from tsflora.config import Component, Config, Registry
+from tsflora.config import Config
 from tsflora.errors import ConfigError, FrameError
 
 
@@ -102,48 +99,3 @@ class DeviceRound(Config):
     downlink_bytes: int = 0
     dropped: str | None = None
     """Why it took no part; None: it did."""
-
-
-class Scheduler(Component, ABC):
-    """Decides at the start of a round what each device that was drawn does in it."""
-
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    """Options under which the conformance suite tests the scheduler."""
-
-    @abstractmethod
-    def plan(
-        self,
-        base: Plan,
-        round_: int,
-        devices: Sequence[int],
-        before: Sequence[DeviceRound],
-        n_patches: int,
-    ) -> dict[int, Plan | Dropped]:
-        """A plan for each of `devices`; `base` is the method's own, `before` what devices did in the last round.
-
-        Raises:
-            ConfigError: a method that this scheduler cannot plan for.
-        """
-
-
-schedulers = Registry[Scheduler]("scheduler", "tsflora.schedulers")
-
-AnyScheduler = Annotated[SerializeAsAny[Scheduler], BeforeValidator(schedulers.build)]
-
-
-@schedulers.register
-class Fixed(Scheduler):
-    """Everybody does what the method says."""
-
-    name = "fixed"
-
-    @override
-    def plan(
-        self,
-        base: Plan,
-        round_: int,
-        devices: Sequence[int],
-        before: Sequence[DeviceRound],
-        n_patches: int,
-    ) -> dict[int, Plan | Dropped]:
-        return dict.fromkeys(devices, base)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tsflora.errors import FrameError
 from tsflora.federation.link import Fleet, Link, Message
-from tsflora.federation.plan import DeviceRound, Dropped, Plan, Scheduler
+from tsflora.federation.plan import DeviceRound, Dropped, Plan
+from tsflora.federation.schedulers import Scheduler
 from tsflora.federation.sides import ServerSide
 from tsflora.federation.state import nest, under
 
@@ -102,7 +103,7 @@ class Run(ABC):
     def train_round(self, round_: int, drawn: Sequence[int]) -> Iterator[Step]:
         """Plan and train one round with the devices that were drawn, yielding after every optimiser step."""
         base = self.terms.plan
-        plans = self.scheduler.plan(base, round_, drawn, self.devices, self.terms.n_patches)
+        plans = self.scheduler.plan(self.terms, round_, drawn, self.devices)
         taking_part = {device: plan for device in drawn if isinstance(plan := plans[device], Plan)}
         self._links = {device: self.fleet.link(device) for device in taking_part}
         for link in self._links.values():
@@ -147,14 +148,14 @@ class Run(ABC):
         round_: int,
         plans: Mapping[int, Plan],
         adapter: Callable[[int], bytes] | None = None,
-        news: Callable[[Plan], bytes | None] = lambda plan: None,
+        news: Callable[[Plan], bytes | None] | None = None,
     ) -> list[Participant]:
-        """Start the round on these devices: each is told its plan, if that is not the method's, news and the adapter."""
+        """Start the round on these devices: each is told its plan, where that is its own, news and the adapter."""
         base = self.terms.plan
         begun = []
         for device, plan in plans.items():
             frames = {} if plan == base else {"plan": plan.encode(base)}
-            if told := news(plan):
+            if news is not None and (told := news(plan)):
                 frames["news"] = told
             if adapter is not None and plan.adapter is not None:
                 frames["adapter"] = adapter(device)
@@ -162,12 +163,17 @@ class Run(ABC):
             begun.append((Participant(device, plan, link), link.send(Message("begin", frames, {"round": round_}))))
         for participant, answer in begun:
             facts = answer.result().facts
-            participant.n_samples, participant.n_steps = (_count(facts, name) for name in ("n_samples", "n_steps"))
+            participant.n_samples, participant.n_steps = (count(facts, name) for name in ("n_samples", "n_steps"))
         return [participant for participant, _ in begun]
 
 
-def _count(facts: Mapping[str, object], name: str) -> int:
+def count(facts: Mapping[str, object], name: str) -> int:
+    """A fact that counts something.
+
+    Raises:
+        FrameError: it is missing, or no whole number of at least 1.
+    """
     value = facts.get(name)
     if type(value) is not int or value < 1:
-        raise FrameError(f"a device began a round with {name}: {value!r}; allowed: a whole number of at least 1")
+        raise FrameError(f"a device answered with {name}: {value!r}; allowed: a whole number of at least 1")
     return value

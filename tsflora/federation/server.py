@@ -114,9 +114,7 @@ class SplitServer:
         """What a device under this plan is told at the start of a round."""
         return None if plan.codec is None else self.receivers.of(plan.codec).news()
 
-    def step(
-        self, device: int, n_samples: int, plan: Plan, frames: Mapping[str, bytes]
-    ) -> tuple[float, bytes | None]:
+    def step(self, device: int, n_samples: int, plan: Plan, frames: Mapping[str, bytes]) -> tuple[float, bytes | None]:
         """Forward, backward and step on one batch: the loss, and the frame with the gradient at the cut (Eq. 3).
 
         No gradient is computed, and none comes back, where the device's plan has none. `n_samples` is its shard's size.
@@ -149,7 +147,9 @@ class SplitServer:
         """Average the server copies, where there are any."""
         if self._copies:
             backs, _, weights = zip(*self._copies.values(), strict=True)
-            set_adapter(self.back, average([read_adapter(back) for back in backs], [float(weight) for weight in weights]))
+            set_adapter(
+                self.back, average([read_adapter(back) for back in backs], [float(weight) for weight in weights])
+            )
             self._copies.clear()
 
     def state(self) -> dict[str, Tensor]:

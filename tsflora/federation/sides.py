@@ -22,6 +22,9 @@ class Terms:
     seed: int
     n_classes: int
     n_patches: int
+    """Patch tokens of a sample; CLS comes on top."""
+    dim: int
+    """Width of a token."""
     task: Task
     spec: InputSpec
     training: TrainingConfig

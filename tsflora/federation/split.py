@@ -6,13 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
+from typing_extensions import override
 
 from tsflora.compression import AdapterCodec, Codec, GradientCodec
 from tsflora.federation.algorithm import Algorithm, algorithms
 from tsflora.federation.evaluation import evaluate
 from tsflora.federation.link import Fleet, Message
-from tsflora.federation.plan import Plan, Scheduler
-from tsflora.federation.rounds import Participant, Run, Step
+from tsflora.federation.plan import Plan
+from tsflora.federation.rounds import Participant, Run, Step, count
+from tsflora.federation.schedulers import Scheduler
 from tsflora.federation.server import Adapters, SplitServer
 from tsflora.federation.sides import ServerSide
 from tsflora.federation.state import nest, under
@@ -34,12 +36,12 @@ class SplitLoRA(Algorithm):
     mode: Literal["relay", "periodic"] = "relay"
     average_every: int = Field(default=100, ge=1)
 
+    @override
     def plan(self, codec: Codec, gradient: GradientCodec, adapter: AdapterCodec) -> Plan:
-        """See `Algorithm`."""
         return Plan(runs="front", uploads="tokens", codec=codec, gradient=gradient, adapter=adapter)
 
+    @override
     def start(self, side: ServerSide, fleet: Fleet, scheduler: Scheduler) -> Run:
-        """See `Algorithm`."""
         if self.mode == "relay":
             return RelayRun(side, fleet, scheduler)
         return PeriodicRun(side, fleet, scheduler, self.average_every)
@@ -60,14 +62,14 @@ class SFLora(Algorithm):
     frozen: bool = False
     """Devices only run forward: nothing comes back to them, they train nothing and no adapter travels."""
 
+    @override
     def plan(self, codec: Codec, gradient: GradientCodec, adapter: AdapterCodec) -> Plan:
-        """See `Algorithm`."""
         if self.frozen:
             return Plan(runs="front", uploads="tokens", codec=codec)
         return Plan(runs="front", uploads="tokens", codec=codec, gradient=gradient, adapter=adapter)
 
+    @override
     def start(self, side: ServerSide, fleet: Fleet, scheduler: Scheduler) -> Run:
-        """See `Algorithm`."""
         return SplitFedRun(side, fleet, scheduler, self.order, copies=self.server == "averaged")
 
 
@@ -111,7 +113,7 @@ class SplitRun(Run):
         loss, gradient = self.server.step(number, participant.n_samples, plan, answer.frames)
         if gradient is not None:
             participant.tell(Message("backward", {"gradient": gradient}))
-        return Step(number, loss, int(answer.facts["n_samples"]))
+        return Step(number, loss, count(answer.facts, "n_samples"))
 
     def average(self, present: Sequence[Participant]) -> None:
         """Collect these devices' adapters and average them, where the plan has adapters that travel."""

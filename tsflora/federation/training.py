@@ -1,6 +1,7 @@
 """Local work that every algorithm shares: settings, optimisers, mini-batches, and the watch for NaN."""
 
 import contextlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -126,6 +127,30 @@ def step(optimizer: torch.optim.Optimizer, training: TrainingConfig) -> None:
     optimizer.step()
 
 
+class _PlainAttention(contextlib.AbstractContextManager[None]):
+    """The plain attention kernel while anybody is inside: the choice is the process's, and threads must not undo it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._chosen = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._chosen.enter_context(sdpa_kernel(SDPBackend.MATH))
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._chosen.close()
+
+
+_plain_attention = _PlainAttention()
+
+
 @contextlib.contextmanager
 def precision(device: torch.device, training: TrainingConfig) -> Iterator[None]:
     """The precision in which blocks run, and on the CPU the attention kernel.
@@ -133,6 +158,6 @@ def precision(device: torch.device, training: TrainingConfig) -> Iterator[None]:
     The plain kernel there: at 50 tokens the fused one's backward costs two to three times as much (bf16: 20 ms against
     6 ms for a batch of 50 with 3 heads), and its memory, which fusing saves, is no concern at this length.
     """
-    kernel = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+    kernel = _plain_attention if device.type == "cpu" else contextlib.nullcontext()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"), kernel:
         yield

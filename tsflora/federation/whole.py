@@ -4,14 +4,16 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from tsflora.compression import AdapterCodec, Codec, GradientCodec
 from tsflora.errors import FrameError
 from tsflora.federation.algorithm import Algorithm, algorithms
 from tsflora.federation.evaluation import evaluate
 from tsflora.federation.link import Fleet, Message
-from tsflora.federation.plan import Plan, Scheduler
+from tsflora.federation.plan import Plan
 from tsflora.federation.rounds import Participant, Run, Step
+from tsflora.federation.schedulers import Scheduler
 from tsflora.federation.server import Adapters
 from tsflora.federation.sides import ServerSide
 from tsflora.federation.state import nest, under
@@ -27,12 +29,12 @@ class LocalLoRA(Algorithm):
 
     name = "local_lora"
 
+    @override
     def plan(self, codec: Codec, gradient: GradientCodec, adapter: AdapterCodec) -> Plan:
-        """See `Algorithm`."""
         return Plan(runs="everything", uploads="nothing")
 
+    @override
     def start(self, side: ServerSide, fleet: Fleet, scheduler: Scheduler) -> Run:
-        """See `Algorithm`."""
         return LocalRun(side, fleet, scheduler)
 
 
@@ -42,12 +44,12 @@ class FedLoRA(Algorithm):
 
     name = "fed_lora"
 
+    @override
     def plan(self, codec: Codec, gradient: GradientCodec, adapter: AdapterCodec) -> Plan:
-        """See `Algorithm`."""
         return Plan(runs="everything", uploads="nothing", adapter=adapter)
 
+    @override
     def start(self, side: ServerSide, fleet: Fleet, scheduler: Scheduler) -> Run:
-        """See `Algorithm`."""
         return FedRun(side, fleet, scheduler)
 
 
