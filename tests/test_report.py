@@ -171,6 +171,25 @@ def test_accuracy_cells_by_hand():
     assert planned.to_numpy().tolist() == [["42.5 (1/3)", "–"], ["60.0 ± 24.8 (3)", "25.0 ± 0.0 (2/3)"]]
 
 
+def test_no_mean_and_no_interval_stands_over_runs_that_diverged():
+    good = [make_record("sflora", seed=seed, accuracies=[0.9]) for seed in (0, 1, 2)]
+    bad = [lost(make_record("fed_lora", seed=seed, accuracies=[0.1]), 9.0) for seed in (0, 1)]
+    records = [*good, *bad, make_record("fed_lora", seed=2, accuracies=[0.88])]
+    assert [run.diverged for run in records] == [False] * 3 + [True] * 2 + [False]
+    assert report.accuracy_table(records).to_numpy().tolist() == [["2 of 3 diverged"], ["90.0 ± 0.0 (3)"]]
+    means = report.accuracy_means(records).set_index("method")
+    assert means.loc["fed_lora", ["mean", "low", "high"]].isna().all()
+    assert means["diverged"].to_dict() == {"fed_lora": 2, "sflora": 0}
+    assert report.difference_table(records).to_numpy().tolist() == [["2 of 3 pairs diverged"]]
+    assert report.accuracy_differences(records)["difference"].isna().all()
+    assert not lost(make_record(accuracies=[0.1]), 2.3).diverged, "a guess costs ln 10 = 2.303"
+
+
+def lost(record, loss):
+    last = record.history[-1].model_copy(update={"train_loss": loss})
+    return record.model_copy(update={"history": (*record.history[:-1], last)})
+
+
 def test_methods_stand_in_the_order_of_the_paper_then_by_name():
     records = [make_record(method) for method in ("zeta", *reversed(report.METHODS), "alpha")]
     assert report.accuracy_table(records).index.tolist() == [*LABELS.values(), "alpha", "zeta"]

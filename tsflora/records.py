@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -140,6 +141,16 @@ class RunRecord(Config):
     def final(self) -> Round:
         """The last round: the one that is reported (never the best one)."""
         return self.history[-1]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training ended above the loss of guessing, the logarithm of the number of classes.
+
+        Such a run has an accuracy, at chance, and it says that the settings failed, not how good the method is.
+        """
+        if self.geometry is None or not self.history or self.final.train_loss is None:
+            return False
+        return self.final.train_loss > math.log(self.geometry.n_classes)
 
     def comparable(self) -> dict[str, Any]:
         """The part that two runs of one configuration share to the bit: all but clocks, memory and host."""

@@ -18,7 +18,7 @@ CELL = ["dataset", "partition", "method"]
 
 _RUN_COLUMNS = [
     *CELL,
-    *("label", "seed", "rounds", "device_rounds", "accuracy", "accuracy_uncompressed"),
+    *("label", "seed", "rounds", "device_rounds", "accuracy", "accuracy_uncompressed", "diverged"),
     *(f"{way}_{part}bytes" for way in DIRECTIONS for part in (*(f"{kind}_" for kind in KINDS), "")),
     "total_bytes",
     *(f"{way}_{per}" for way in (*DIRECTIONS, "total") for per in ("bytes_per_round", "mib_per_device_round")),
@@ -125,6 +125,7 @@ def _run_row(run: RunRecord) -> dict[str, Any]:
         "device_rounds": device_rounds,
         "accuracy": run.final.accuracy,
         "accuracy_uncompressed": _or_nan(run.final.accuracy_uncompressed),
+        "diverged": run.diverged,
     }
     by_direction = {
         "uplink": [entry.uplink_bytes for entry in run.history],

@@ -133,7 +133,7 @@ def bytes_per_round(
 def final_accuracy(
     records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
 ) -> Figure:
-    """Accuracy after the last round: mean, its interval, and every seed as a small dot."""
+    """Accuracy after the last round: mean, its interval, and every seed as a small dot; of runs that diverged, dots."""
     if not records:
         return panels.sentence(_NOTHING, width_in)
     with theme():
@@ -146,9 +146,13 @@ def final_accuracy(
             for method, style, seeds in panels.each_method(runs):
                 place = methods.index(method)
                 percent = 100 * seeds["accuracy"]
-                interval = mean_interval(percent)
-                axis.plot([interval.low, interval.high], [place, place], color=style.colour)
-                axis.plot(interval.mean, place, marker=style.marker, color=style.colour, markersize=4.2, linestyle="")
+                if n_diverged := int(seeds["diverged"].sum()):
+                    said = f"{n_diverged} of {len(seeds)} diverged"
+                    axis.text(percent.max(), place, f" {said}", va="center", fontsize="small", color=style.colour)
+                else:
+                    interval = mean_interval(percent)
+                    axis.plot([interval.low, interval.high], [place, place], color=style.colour)
+                    axis.plot(interval.mean, place, marker=style.marker, color=style.colour, markersize=4.2, ls="")
                 axis.plot(percent, np.full(len(percent), place + 0.3), ".", color=style.colour, markersize=2.5)
         for row in axes:
             row[0].set_yticks(range(len(methods)), panels.wrapped([labels[method] for method in methods], width_in))

@@ -66,6 +66,7 @@ KIND_COLOURS = {
     "gradients": "#BB5566",
     "adapters": "#DDAA33",
     "images": "#66AABB",
+    "control": "#AA4499",
     "labels": "#000000",
     "headers": "#888888",
 }

@@ -1,5 +1,6 @@
 """Tables: raw numbers in long form for machines, and printed cells in the layout of the paper for people."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -34,27 +35,29 @@ _SMALL_KINDS = ("labels", "headers")
 def accuracy_means(records: Sequence[RunRecord], *, compressed: bool = True) -> pd.DataFrame:
     """Final accuracy per data set, partition and method: mean and 95 % t-interval over n seeds, as fractions.
 
-    Tested as deployed, or the same adapters with compression off. No records give an empty frame.
+    Where some of the runs `diverged`, there is neither: a mean over them says nothing of the method. Tested as
+    deployed, or the same adapters with compression off. No records give an empty frame.
 
     Raises:
         DataError: as `runs_frame`.
     """
-    columns = [*CELL, "label", "mean", "low", "high", "n"]
+    columns = [*CELL, "label", "mean", "low", "high", "n", "diverged"]
     if not records:
         return pd.DataFrame(columns=columns)
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), runs in runs_frame(records).groupby(CELL, sort=False):
         interval = mean_interval(runs[_column(compressed)])
+        n_diverged = int(runs["diverged"].sum())
+        numbers = (interval.mean, interval.low, interval.high) if n_diverged == 0 else (math.nan,) * 3
         rows.append(
             {
                 "dataset": dataset,
                 "partition": partition,
                 "method": method,
                 "label": runs["label"].iloc[0],
-                "mean": interval.mean,
-                "low": interval.low,
-                "high": interval.high,
+                **dict(zip(("mean", "low", "high"), numbers, strict=True)),
                 "n": interval.n,
+                "diverged": n_diverged,
             }
         )
     return pd.DataFrame(rows, columns=columns)
@@ -74,9 +77,9 @@ def accuracy_table(
     """The layout of the TSFLora paper's Table III: methods down, data sets and partitions across, in percent.
 
     A cell is `mean ± half-width (n)`, the 95 % t-interval over n seeds; one seed has no `±`. With `planned_seeds`, a
-    cell with fewer shows `(n/planned)`. A method that was not run shows `–`. With the `planned` runs, every method,
-    data set and partition among them has its place, `– (0/3)` where none of three is in. Nothing run and nothing
-    planned is an empty table whose one heading says so.
+    cell with fewer shows `(n/planned)`. Where runs diverged the cell says how many and nothing else. A method that was
+    not run shows `–`. With the `planned` runs, every method, data set and partition among them has its place,
+    `– (0/3)` where none of three is in. Nothing run and nothing planned is an empty table whose one heading says so.
 
     Raises:
         DataError: as `runs_frame`.
@@ -97,6 +100,8 @@ def accuracy_table(
 def accuracy_cell(row: Mapping[Hashable, Any], planned: int | None = None) -> str:
     """One mean with its interval for people, in percent; `n/planned` where runs of the cell are missing."""
     n = row["n"]
+    if row.get("diverged"):
+        return f"{row['diverged']} of {n} diverged"
     count = f"{n}/{planned}" if planned is not None and n < planned else f"{n}"
     spread = f" ± {50 * (row['high'] - row['low']):.1f}" if n > 1 else ""
     return f"{100 * row['mean']:.1f}{spread} ({count})"
@@ -112,16 +117,18 @@ def accuracy_differences(
     """Final accuracy of each method minus the reference's, paired by seed, as fractions.
 
     One row per data set, partition and method that shares a seed with the reference. `significant` is whether the
-    95 % t-interval of that one difference leaves out 0; there is no correction for several methods. No rows while
-    the reference, a method of the suite or a `planned` one, has not been run.
+    95 % t-interval of that one difference leaves out 0; there is no correction for several methods. Where runs of
+    either side `diverged`, their number stands in place of a difference. No rows while the reference, a method of the
+    suite or a `planned` one, has not been run.
 
     Raises:
         DataError: a reference that is neither run nor known nor planned, or as `runs_frame`.
     """
-    columns = [*CELL, "label", "reference", *DIFFERENCE]
+    columns = [*CELL, "label", "reference", *DIFFERENCE, "diverged"]
     if not records:
         return pd.DataFrame(columns=columns)
     runs = runs_frame(records)
+    diverged = {cell: set(group.loc[group["diverged"], "seed"]) for cell, group in runs.groupby(CELL, sort=False)}
     if reference not in {*runs["method"], *METHODS, *(run.method_key for run in planned)}:
         known = did_you_mean(reference, set(runs["method"]))
         raise DataError(f"reference method {reference!r} is not in the records; {known}")
@@ -133,19 +140,15 @@ def accuracy_differences(
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), accuracies in by_seed.items():
         base = by_seed.get((dataset, partition, reference), {})
-        if method == reference or not accuracies.keys() & base.keys():
+        shared = accuracies.keys() & base.keys()
+        if method == reference or not shared:
             continue
-        found = paired_difference(accuracies, base)
-        rows.append(
-            {
-                "dataset": dataset,
-                "partition": partition,
-                "method": method,
-                "label": labels[method],
-                "reference": reference,
-                **difference_numbers(found),
-            }
-        )
+        lost = shared & (diverged[dataset, partition, method] | diverged[dataset, partition, reference])
+        found = difference_numbers(paired_difference(accuracies, base))
+        if lost:
+            found |= {**dict.fromkeys(DIFFERENCE, math.nan), "n": len(shared), "significant": False}
+        names = {"dataset": dataset, "partition": partition, "method": method, "label": labels[method]}
+        rows.append({**names, "reference": reference, **found, "diverged": len(lost)})
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -181,6 +184,8 @@ def difference_table(
 
 def difference_cell(row: Mapping[Hashable, Any]) -> str:
     """One row of `DIFFERENCE` columns for people, in percentage points."""
+    if row.get("diverged"):
+        return f"{row['diverged']} of {row['n']} pairs diverged"
     difference = signed(100 * row["difference"])
     if row["n"] == 1:
         return f"{difference} (1) untested"

@@ -67,7 +67,7 @@ def accuracy_against_traffic(
         for row, (dataset, partition) in zip(grid, cases, strict=True):
             methods = frame[(frame["dataset"] == dataset) & (frame["partition"] == partition)]
             for axis, count in zip(row, COUNTS, strict=True):
-                sending = methods[methods[count] > 0]
+                sending = methods[(methods[count] > 0) & (methods["diverged"] == 0)]
                 for place, method in zip(
                     _side_by_side(sending[count].tolist()), sending.to_dict("records"), strict=True
                 ):
@@ -88,6 +88,10 @@ def accuracy_against_traffic(
             f"Bars: 95 % t-intervals. {panels.seed_counts(runs)}{panels.plan_note(planned, records)}"
             "\nUplink payload: activations, adapters, images; no labels, ranges, headers. Equal traffic side by side."
         )
+        diverged = frame.loc[frame["diverged"] > 0, ["dataset", "partition", "label"]]
+        for (dataset, partition), lost in diverged.groupby(["dataset", "partition"], sort=False):
+            where = f"{dataset_label(str(dataset))}, {partition_label(str(partition))}"
+            note += f"\nNot drawn on {where}, since runs diverged: {', '.join(lost['label'])}."
         if len(silent):
             note += f"\n{', '.join(dict.fromkeys(silent))} sends nothing and is not shown."
         if runs["uplink_images_bytes"].any():
