@@ -46,14 +46,16 @@ def test_without_bounds_every_image_has_exactly_one_owner(problem):
 
 
 @settings(deadline=None)
-@given(problems(), st.integers(1, 30), st.integers(0, 10))
-def test_bounds_hold_and_padding_is_from_a_devices_own_images(problem, low, spread):
+@given(problems(), st.data())
+def test_bounds_hold_and_padding_is_from_a_devices_own_images(problem, data):
     labels, options, n_devices, seed = problem
+    low = data.draw(st.integers(1, len(labels)))
+    high = data.draw(st.integers(low, len(labels)))
     own = partitions.build(options).split(labels, n_devices, seed, "d")
-    bounded = partitions.build({**options, "min_samples": low, "max_samples": low + spread})
+    bounded = partitions.build({**options, "min_samples": low, "max_samples": high})
     shards = bounded.split(labels, n_devices, seed, "d")
     for shard, before in zip(shards, own, strict=True):
-        assert low <= len(shard) <= low + spread
+        assert low <= len(shard) <= high
         assert set(shard) <= set(before)
         if len(shard) <= len(before):
             assert len(set(shard)) == len(shard)
@@ -65,7 +67,7 @@ def test_bounds_hold_and_padding_is_from_a_devices_own_images(problem, low, spre
 @given(problems())
 def test_the_same_seed_gives_the_same_shards(problem):
     labels, options, n_devices, seed = problem
-    bounded = {**options, "min_samples": 3, "max_samples": 9}
+    bounded = {**options, "min_samples": 1, "max_samples": len(labels)}
     first, second = (partitions.build(bounded).split(labels, n_devices, seed, "d") for _ in range(2))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -127,7 +129,7 @@ def test_label_counts_by_hand():
 
 
 @pytest.mark.parametrize("name", ["iid", "dirichlet", "shards"])
-@pytest.mark.parametrize("n_devices", [0, 11])
+@pytest.mark.parametrize("n_devices", [0, 11, 10**12])
 def test_wrong_numbers_of_devices_are_refused(name, n_devices):
     with pytest.raises(ConfigError, match=f"{n_devices} devices for 10 images; allowed: 1 to 10"):
         partitions.build(name).split(np.arange(10), n_devices, 0, "d")
@@ -136,6 +138,17 @@ def test_wrong_numbers_of_devices_are_refused(name, n_devices):
 def test_more_pieces_than_images_are_refused():
     with pytest.raises(ConfigError, match="6 devices x 2 shards is 12, more than the 10 images"):
         partitions.build("shards").split(np.arange(10), 6, 0, "d")
+    with pytest.raises(ConfigError, match="more than the 10 images"):
+        partitions.build({"name": "shards", "shards_per_device": 10**12}).split(np.arange(10), 2, 0, "d")
+
+
+@pytest.mark.parametrize("most", [11, 10**12, 10**30])
+def test_more_images_on_a_device_than_there_are_is_refused(most):
+    partition = partitions.build({"name": "iid", "min_samples": 1, "max_samples": most})
+    with pytest.raises(ConfigError, match=f"max_samples: {most} images on a device, where d has 10 in all; .* 1 to 10"):
+        partition.split(np.arange(10), 2, 0, "d")
+    sizes = partitions.build({"name": "iid", "min_samples": 10, "max_samples": 10}).split(np.arange(10), 2, 0, "d")
+    assert [len(shard) for shard in sizes] == [10, 10]
 
 
 @pytest.mark.parametrize(

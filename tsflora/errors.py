@@ -1,5 +1,10 @@
 """Every mistake that a user, a file or a peer can make has a class here, so that a front end can print one line."""
 
+import re
+
+_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
+_LONGEST_REASON = 200
+
 
 class TsfloraError(Exception):
     """A fault outside the program: its message is one line that names what was given and what is allowed."""
@@ -31,3 +36,13 @@ class NumericsError(TsfloraError):
 
 class StorageError(TsfloraError):
     """A folder that cannot be written, or a disk that is full."""
+
+
+def reason(error: BaseException) -> str:
+    """What another library's exception says, for the brackets of an error line: the first line that is not empty.
+
+    Without memory addresses, so that the same fault reads the same every time, and without the pages that some add.
+    """
+    text = _ADDRESS.sub("", str(error))
+    first = next((line for line in map(str.strip, text.splitlines()) if line), "") or type(error).__name__
+    return first if len(first) <= _LONGEST_REASON else f"{first[:_LONGEST_REASON].rstrip()} ..."

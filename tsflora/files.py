@@ -1,10 +1,25 @@
-"""Atomic writes: a file is either the old one or the complete new one, whatever kills the writer."""
+"""Paths as people write them, and atomic writes: a file is the old one or the new one, whatever kills the writer."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
-from tsflora.errors import StorageError
+from tsflora.errors import ConfigError, StorageError
+
+
+def expanded(path: Path | str) -> Path:
+    """`path` with `~`, `~user`, `$NAME` and `${NAME}` replaced, where a shell had no chance to do it.
+
+    Raises:
+        ConfigError: there is no such user, or the variable is not set.
+    """
+    text = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111  (pathlib's fails where there is no home)
+    if text.startswith("~"):
+        raise ConfigError(f"{path}: there is no home folder for {Path(text).parts[0]}")
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", text):
+        raise ConfigError(f"{path}: the environment variable {unset[0]} is not set")
+    return Path(text)
 
 
 def check_writable(folder: Path) -> None:

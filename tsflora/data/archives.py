@@ -18,11 +18,11 @@ from jaxtyping import Int64, UInt8
 
 from tsflora.data.decode import decode_all
 from tsflora.data.listing import Listing
-from tsflora.errors import DataError
+from tsflora.errors import DataError, reason
 
 _PIXEL_BYTES = 3 * 32 * 32
 _TINY_ROOT = "tiny-imagenet-200"
-_TINY_TRAIN = re.compile(rf"{_TINY_ROOT}/train/(n\d+)/images/[^/\\]+\.JPEG")
+_TINY_TRAIN = re.compile(rf"{_TINY_ROOT}/train/(n\d+)/images/[^./\\][^/\\]*\.JPEG")
 
 
 def cifar_listings(
@@ -58,7 +58,9 @@ def _tar_members(path: Path, names: set[str]) -> dict[str, bytes]:
             while stream.read(1 << 20):
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{path}: not an intact .tar.gz archive ({error}); delete it or fetch it again") from None
+        raise DataError(
+            f"{path}: not an intact .tar.gz archive ({reason(error)}); delete it or fetch it again"
+        ) from None
     return found
 
 
@@ -139,7 +141,7 @@ def _open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     # NotImplementedError: an unknown compression method; RuntimeError: a member that is encrypted.
     except (zipfile.BadZipFile, OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path}: not an intact .zip archive ({error}); delete it or fetch it again") from None
+        raise DataError(f"{path}: not an intact .zip archive ({reason(error)}); delete it or fetch it again") from None
 
 
 def _text(path: Path, archive: zipfile.ZipFile, name: str) -> str:

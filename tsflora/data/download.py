@@ -30,7 +30,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
 
     advice = f"put {archive.file_name} into {folder} yourself, or set data_dir (or TSFLORA_DATA_DIR) to its folder"
     try:
-        pooch.retrieve(
+        fetched = pooch.retrieve(
             archive.url,
             known_hash=f"md5:{archive.md5}",
             fname=archive.file_name,
@@ -43,4 +43,4 @@ def fetch(archive: Archive, folder: Path) -> Path:
         raise DataError(f"{archive.url} did not give the published file (MD5 {archive.md5}); {advice}") from None
     except OSError as error:
         raise StorageError(f"cannot write {archive.file_name} to {folder}: {error.strerror or error}") from error
-    return folder / archive.file_name
+    return Path(fetched)

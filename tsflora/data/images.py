@@ -11,7 +11,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Int, Int64
 
-from tsflora.errors import DataError
+from tsflora.errors import DataError, reason
 from tsflora.files import write_atomically
 
 
@@ -82,8 +82,10 @@ class ImageSet:
                 class_names = json.loads((file.metadata() or {})["class_names"])
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is not an intact image set ({error})") from None
+        except KeyError:
+            raise DataError(f"{path} is not an intact image set (its class names are not there)") from None
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise DataError(f"{path} is not an intact image set ({reason(error)})") from None
         if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
             raise DataError(f"{path} is not an intact image set (class names are not a list of texts)")
         try:

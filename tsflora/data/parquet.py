@@ -1,7 +1,7 @@
-"""Image sets as Parquet files with the columns `image {bytes, path}` and `label`."""
+"""Image sets as Parquet files with one column of encoded images and one of labels."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +12,24 @@ from jaxtyping import Int64, UInt8
 
 from tsflora.data.decode import decode_all
 from tsflora.data.listing import Listing
-from tsflora.errors import DataError
+from tsflora.errors import DataError, reason
+
+IMAGE_COLUMNS = ("image", "img")
+"""Names of the column of structs `{bytes, path}`; the first that is there is read. Likewise for labels."""
+LABEL_COLUMNS = ("label", "fine_label")
+_N_SHOWN = 10
 
 
 def parquet_class_names(path: Path) -> tuple[str, ...] | None:
     """The class names that the `datasets` library writes into a file's metadata, or None where it wrote none.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or has no column of labels.
     """
+    schema = _schema(path)
+    label = _column(path, schema, LABEL_COLUMNS)
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not an intact Parquet file ({_line(error)})") from None
-    try:
-        return tuple(map(str, json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]))
+        return tuple(map(str, json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]))
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -37,15 +40,21 @@ def parquet_listing(path: Path, class_names: tuple[str, ...]) -> Listing:
     Raises:
         DataError: not an intact Parquet file, another layout, no rows, or a label outside the classes.
     """
+    schema = _schema(path)
+    image, label = _column(path, schema, IMAGE_COLUMNS), _column(path, schema, LABEL_COLUMNS)
+    image_type = schema.field(image).type
+    if not (pa.types.is_struct(image_type) and image_type.get_field_index("bytes") >= 0):
+        raise DataError(f"{path}: column {image} is no struct {{bytes, path}}, but {str(image_type)[:100]}")
     try:
-        table = pq.read_table(path, columns=["image", "label"])
-        labels = table["label"].to_numpy()
-        encoded = pc.struct_field(table["image"], "bytes").cast(pa.binary())
+        table = pq.read_table(path, columns=[image, label])
+        encoded = pc.struct_field(table[image], "bytes").cast(pa.binary())
     except (pa.ArrowException, OSError) as error:
-        expected = "an intact Parquet file with columns image {bytes, path} and label"
-        raise DataError(f"{path}: not {expected} ({_line(error)})") from None
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"{path}: labels must be whole numbers without gaps, not {labels.dtype}")
+        raise DataError(f"{path}: not an intact Parquet file ({reason(error)})") from None
+    if not pa.types.is_integer(table[label].type) or table[label].null_count:
+        raise DataError(
+            f"{path}: labels must be whole numbers without gaps; "
+            f"column {label} is {str(table[label].type)[:100]} with {table[label].null_count} gaps"
+        )
     if encoded.null_count:
         raise DataError(f"{path}: {encoded.null_count} rows without image bytes")
 
@@ -56,8 +65,19 @@ def parquet_listing(path: Path, class_names: tuple[str, ...]) -> Listing:
 
         return decode_all(contents(), len(rows), path.name)
 
-    return Listing(str(path), labels.astype(np.int64), class_names, read)
+    return Listing(str(path), table[label].to_numpy().astype(np.int64), class_names, read)
 
 
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not an intact Parquet file ({reason(error)})") from None
+
+
+def _column(path: Path, schema: pa.Schema, allowed: Sequence[str]) -> str:
+    for name in allowed:
+        if schema.get_field_index(name) >= 0:
+            return name
+    there = ", ".join(schema.names[:_N_SHOWN]) + (", ..." if len(schema.names) > _N_SHOWN else "")
+    raise DataError(f"{path}: has no column {' or '.join(allowed)}; its columns are {there or 'none at all'}")

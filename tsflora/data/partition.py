@@ -20,7 +20,8 @@ class Partition(Component):
     min_samples: int | None = Field(default=None, gt=0)
     """Fewest images of a device; given together with `max_samples`, or not at all."""
     max_samples: int | None = Field(default=None, gt=0)
-    """Most images of a device. Between the two a size is drawn for each device; equal, they fix it."""
+    """Most images of a device, at most as many as there are. Between the two a size is drawn for each device; equal,
+    they fix it."""
 
     @model_validator(mode="after")
     def _bounds_come_together(self) -> "Partition":
@@ -49,10 +50,16 @@ class Partition(Component):
         arXiv 2504.09114), so that an index can occur more than once within a device.
 
         Raises:
-            ConfigError: no devices, more devices than images, or a rule that cannot serve that many.
+            ConfigError: no devices, more devices or larger ones than there are images, or a rule that cannot serve
+                that many.
         """
         if not 1 <= n_devices <= len(labels):
             raise ConfigError(f"n_devices: {n_devices} devices for {len(labels)} images; allowed: 1 to {len(labels)}")
+        if self.max_samples is not None and self.max_samples > len(labels):
+            raise ConfigError(
+                f"max_samples: {self.max_samples} images on a device, where {dataset} has {len(labels)} in all; "
+                f"allowed: 1 to {len(labels)}"
+            )
         names = ("partition", dataset, seed)
         shards = _without_empty(list(self.assign(labels, n_devices, numpy_generator(*names, self.name))))
         if self.min_samples is not None and self.max_samples is not None:

@@ -1,7 +1,9 @@
 """Data sources: a name and options in, a training and a test `ImageSet` out."""
 
 import json
+import logging
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,11 +14,14 @@ from pydantic import Field
 from tsflora.config import Component, Registry
 from tsflora.data.archives import cifar_listings, readable_names, tiny_imagenet_listings
 from tsflora.data.download import Archive, fetch
-from tsflora.data.folder import class_folders, folder_listing
+from tsflora.data.folder import LAYOUT, class_folders, folder_listing
 from tsflora.data.images import ImageSet
 from tsflora.data.listing import Listing
 from tsflora.data.parquet import parquet_class_names, parquet_listing
-from tsflora.errors import DataError
+from tsflora.errors import DataError, reason
+from tsflora.files import expanded
+
+_log = logging.getLogger(__name__)
 
 
 class DataSource(Component):
@@ -36,15 +41,34 @@ class DataSource(Component):
         """
 
     def load(self, data_dir: Path | None) -> tuple[ImageSet, ImageSet]:
-        """The training and the test set, the same ones on every call.
+        """The training and the test set, the same ones on every call; what was found is logged.
 
         Raises:
             ConfigError: more images are asked for than there are.
             DataError: the data are missing, damaged, or not in the format they claim.
             StorageError: a download cannot be written.
         """
-        train, test = self.listings(data_dir)
-        return train.image_set(self.train_size, self.name, "train"), test.image_set(self.test_size, self.name, "test")
+        try:
+            train, test = self.listings(data_dir)
+            chosen = (
+                train.image_set(self.train_size, self.name, "train"),
+                test.image_set(self.test_size, self.name, "test"),
+            )
+        except OSError as error:  # a folder that is closed to us, a disk that fails
+            raise DataError(
+                f"{error.filename or self.name}: cannot be read ({error.strerror or reason(error)})"
+            ) from None
+        for kept, found, split in zip(chosen, (train, test), ("training", "test"), strict=True):
+            _log.info(
+                "%s: %d of %d %s images, %d classes, from %s",
+                self.name,
+                len(kept),
+                len(found.labels),
+                split,
+                kept.n_classes,
+                found.where,
+            )
+        return chosen
 
 
 data_sources = Registry[DataSource]("data source", "tsflora.data_sources")
@@ -96,7 +120,7 @@ class PublishedSource(DataSource):
             if not self.download:
                 advice = "set data_dir (or TSFLORA_DATA_DIR) to their folder, or download to true"
                 raise DataError(f"{self.name}: {data_dir} has neither {wanted}; {advice}")
-            fetch(self.archive, data_dir)
+            path = fetch(self.archive, data_dir)
         return self.archive_listings(path)
 
     @abstractmethod
@@ -112,10 +136,11 @@ class _Cifar(PublishedSource):
     class_names: ClassVar[tuple[str, ...]]
     members: ClassVar[tuple[tuple[str, ...], str]]
     label_bytes: ClassVar[int]
+    misspelt: ClassVar[Mapping[str, str]] = {}
 
     def parquet_names(self, train: Path) -> tuple[str, ...]:
         named = parquet_class_names(train)
-        if named not in (None, self.class_names):
+        if named is not None and tuple(self.misspelt.get(name, name) for name in named) != self.class_names:
             raise DataError(f"{train}: its classes are not those of {self.name} in their official order")
         return self.class_names
 
@@ -163,6 +188,7 @@ class Cifar100(_Cifar):
     )
     members = (("cifar-100-binary/train.bin",), "cifar-100-binary/test.bin")
     label_bytes = 2
+    misspelt = {"cra": "crab"}  # noqa: RUF012  (so in the Parquet files that are passed around)
 
 
 @data_sources.register
@@ -189,7 +215,7 @@ class TinyImageNet(PublishedSource):
         try:
             words = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not a JSON table from WordNet id to name ({error})") from None
+            raise DataError(f"{path}: not a JSON table from WordNet id to name ({reason(error)})") from None
         if not isinstance(words, dict) or not all(isinstance(name, str) for name in words.values()):
             raise DataError(f"{path}: not a JSON table from WordNet id to name")
         return readable_names(list(wnids), words)
@@ -206,7 +232,7 @@ class ImageFolder(DataSource):
     name = "image_folder"
 
     path: Path
-    """The tree's root, absolute or within the data folder."""
+    """The tree's root, absolute or within the data folder; `~` and environment variables are expanded."""
     image_size: int = Field(default=224, gt=0)
     """Side in pixels to which all images are brought: centre crop to a square, then bicubic."""
     test_fraction: float = Field(default=0.25, gt=0, lt=1)
@@ -214,16 +240,17 @@ class ImageFolder(DataSource):
 
     def listings(self, data_dir: Path | None) -> tuple[Listing, Listing]:
         """Train and test in the order of class and file names; a `test` folder is preferred to a `val` folder."""
-        if data_dir is None and not self.path.is_absolute():
-            raise DataError(f"image_folder: set data_dir (or TSFLORA_DATA_DIR), or make path {self.path} absolute")
-        root = self.path if data_dir is None else data_dir / self.path
+        path = expanded(self.path)
+        if data_dir is None and not path.is_absolute():
+            raise DataError(f"image_folder: set data_dir (or TSFLORA_DATA_DIR), or make path {path} absolute")
+        root = path if data_dir is None else data_dir / path
         if not root.is_dir():
             raise DataError(f"image_folder: there is no folder {root}; change path, data_dir or TSFLORA_DATA_DIR")
         if not (root / "train").is_dir():
             return folder_listing(root, class_folders(root), self.image_size).split(self.test_fraction, self.name)
         held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
         if held_out is None:
-            raise DataError(f"image_folder: {root} has a train folder, but neither test nor val beside it")
+            raise DataError(f"image_folder: {root} has a train folder, but neither test nor val beside it; {LAYOUT}")
         class_names = class_folders(root / "train")
         train = folder_listing(root / "train", class_names, self.image_size)
         return train, folder_listing(held_out, class_names, self.image_size)

@@ -37,12 +37,17 @@ def add_lora(model: VisionTransformer, config: LoraConfig, seed: int) -> None:
     `A` is drawn Kaiming-uniform from `seed`, by layer name, so it does not depend on the cut; `B` starts at zero.
 
     Raises:
-        ConfigError: a target that no block has.
+        ConfigError: a target that no block has, or a rank above every side of the layers.
     """
-    linear = {name.rsplit(".", 1)[-1] for name, part in model.blocks.named_modules() if isinstance(part, nn.Linear)}
+    linear = {
+        name.rsplit(".", 1)[-1]: part for name, part in model.blocks.named_modules() if isinstance(part, nn.Linear)
+    }
     for target in config.targets:
         if target not in linear:
             raise ConfigError(f"lora.targets: no block has a layer {target!r}; {did_you_mean(target, linear)}")
+    longest = max(max(linear[target].in_features, linear[target].out_features) for target in config.targets)
+    if config.rank > longest:
+        raise ConfigError(f"lora.rank: {config.rank} is above every side of the target layers; allowed: 1 to {longest}")
     # peft imports half of transformers, five seconds that validating a configuration or drawing a figure need not wait.
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model

@@ -85,10 +85,12 @@ class WholeModel(nn.Module):
 def split(vit: VisionTransformer, cut: int) -> tuple[Front, Back]:
     """Split after block `cut`; each part holds its own tensors and nothing of the other's blocks.
 
+    Both are in evaluation mode, as what is frozen must not move; adapters train in it all the same.
+
     Raises:
         ConfigError: a cut that leaves one side without a block.
     """
     depth = len(vit.blocks)
     if not 1 <= cut < depth:
         raise ConfigError(f"cut: {cut} is outside the model; it has {depth} blocks, allowed: 1 to {depth - 1}")
-    return Front(vit, cut), Back(vit, cut)
+    return Front(vit, cut).eval(), Back(vit, cut).eval()
