@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from tsflora.config import Config, explain
 from tsflora.errors import DataError
 from tsflora.federation.plan import DeviceRound
 from tsflora.files import write_atomically
+from tsflora.machine import usable_cores
 
 KINDS = ("activations", "labels", "gradients", "adapters", "images", "control", "headers")
 """What a byte on the wire is: packed payload of one of six sorts, or a frame's header, ranges and checksum."""
@@ -217,7 +217,7 @@ def provenance(device: torch.device, threads: int) -> Provenance:
         host={
             "system": platform.system(),
             "machine": platform.machine(),
-            "cores": str(os.cpu_count()),
+            "cores": str(usable_cores()),
             "torch_threads": str(threads),
             "device": device_name(device),
         },
