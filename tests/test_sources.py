@@ -694,3 +694,19 @@ def test_real_cifar10():
     blue = train.images[..., 2].astype(float).mean(axis=(1, 2)) - train.images[..., 0].mean(axis=(1, 2))
     sky_or_sea = np.isin(train.labels, [0, 8])
     assert blue[sky_or_sea].mean() > blue[np.isin(train.labels, [4, 6])].mean() + 5
+
+
+def test_images_are_held_back_from_training_and_not_taken_from_the_test_set():
+    plain, held = (data_sources.build({"name": "digits", **more}) for more in ({}, {"held_back": 100}))
+    train, test = plain.load(None)
+    rest, judged = held.load(None)
+    assert (len(rest), len(judged)) == (len(train) - 100, 100)
+
+    def pictures(images):
+        return sorted(image.tobytes() for image in images.images)
+
+    assert sorted(pictures(rest) + pictures(judged)) == pictures(train)
+    assert pictures(held.load(None)[1]) == pictures(judged)
+    assert set(judged.labels) == set(range(10))
+    with pytest.raises(ConfigError, match=r"held_back: 9999 of \d+ training images; allowed: 1 to"):
+        data_sources.build({"name": "digits", "held_back": 9999}).load(None)

@@ -18,8 +18,9 @@ from tsflora.data.folder import LAYOUT, class_folders, folder_listing
 from tsflora.data.images import ImageSet
 from tsflora.data.listing import Listing
 from tsflora.data.parquet import parquet_class_names, parquet_listing
-from tsflora.errors import DataError, reason
+from tsflora.errors import ConfigError, DataError, reason
 from tsflora.files import expanded
+from tsflora.seeding import numpy_generator
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ class DataSource(Component):
         Raises:
             DataError: the data are missing, damaged, or not in the format they claim.
         """
+
+    held_back: int | None = Field(default=None, ge=1)
+    """Judge on this many training images, held back from training, in place of the test images: for choosing settings,
+    which must not look at the test set."""
 
     def load(self, data_dir: Path | None) -> tuple[ImageSet, ImageSet]:
         """The training and the test set, the same ones on every call; what was found is logged.
@@ -68,7 +73,18 @@ class DataSource(Component):
                 kept.n_classes,
                 found.where,
             )
-        return chosen
+        return chosen if self.held_back is None else self._without_test(chosen[0], self.held_back)
+
+    def _without_test(self, train: ImageSet, n: int) -> tuple[ImageSet, ImageSet]:
+        """The training images apart from `n` of them, and these; the same ones on every call.
+
+        Raises:
+            ConfigError: nothing would be left.
+        """
+        if n >= len(train):
+            raise ConfigError(f"held_back: {n} of {len(train)} training images; allowed: 1 to {len(train) - 1}")
+        order = numpy_generator("held back", self.name).permutation(len(train))
+        return train.subset(order[n:]), train.subset(order[:n])
 
 
 data_sources = Registry[DataSource]("data source", "tsflora.data_sources")

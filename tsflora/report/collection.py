@@ -9,7 +9,8 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from tsflora.config import explain
-from tsflora.errors import DataError
+from tsflora.errors import ConfigError, DataError
+from tsflora.experiment import run_of
 from tsflora.files import write_atomically
 from tsflora.records import RunRecord
 from tsflora.report.naming import in_order
@@ -26,13 +27,25 @@ class Records(NamedTuple):
 
 def separate(records: Iterable[RunRecord]) -> Records:
     """Split runs by status, each part in report order; every failed run is logged as a warning."""
-    ordered = in_order(records)
+    ordered = in_order([_as_of_now(run) for run in records])
     failed = [run for run in ordered if run.status == "failed"]
     for run in failed:
         log.warning(
             "left out, run failed: %s, %s, %s, seed %d: %s", run.dataset, run.partition, run.method, run.seed, run.error
         )
     return Records([run for run in ordered if run.status == "complete"], failed)
+
+
+def _as_of_now(record: RunRecord) -> RunRecord:
+    """The record with its configuration as today's code writes it, so that it can be compared with a plan.
+
+    An option that was added since has its default: without it, the run was as if it were so. A configuration that is no
+    longer valid stays as it was written, and is then not one of a plan.
+    """
+    try:
+        return record.model_copy(update={"config": run_of(record).dump()})
+    except ConfigError:
+        return record
 
 
 def load_records(folder: Path) -> Records:
