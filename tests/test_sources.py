@@ -698,7 +698,7 @@ def test_real_cifar10():
 
 def test_images_are_held_back_from_training_and_not_taken_from_the_test_set():
     plain, held = (data_sources.build({"name": "digits", **more}) for more in ({}, {"held_back": 100}))
-    train, test = plain.load(None)
+    train, _ = plain.load(None)
     rest, judged = held.load(None)
     assert (len(rest), len(judged)) == (len(train) - 100, 100)
 
