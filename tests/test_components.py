@@ -27,10 +27,10 @@ from tsflora.compression import (
     quantizers,
     token_reducers,
 )
-from tsflora.compression.frames import Format
 from tsflora.config import Component, Registry
 from tsflora.errors import ConfigError, FrameError, NumericsError
 from tsflora.seeding import torch_generator
+from tsflora.wire.frames import Format
 
 N_PATCHES = 9
 SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 5), (2, 4, 6), (2, 1, 3, 2)]

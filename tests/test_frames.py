@@ -1,9 +1,11 @@
 """The wire format: packing, layout, sizes, golden frames, and what damaged or forged bytes meet."""
 
+import ast
 import hashlib
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tsflora.compression.bits import pack, packed_bytes, unpack
-from tsflora.compression.frames import (
+import tsflora.wire
+from tsflora.errors import FrameError
+from tsflora.wire.bits import pack, packed_bytes, unpack
+from tsflora.wire.frames import (
     Format,
     FrameSize,
     Kind,
@@ -23,7 +27,6 @@ from tsflora.compression.frames import (
     read_frame,
     write_frame,
 )
-from tsflora.errors import FrameError
 
 
 def pattern(count: int, bits: int) -> np.ndarray:
@@ -281,3 +284,14 @@ def test_each_refusal_says_why_in_one_line(frame: bytes, words: str) -> None:
 def test_another_kind_is_refused() -> None:
     with pytest.raises(FrameError, match="expected a frame of labels, given: activations"):
         read_frame(FRAME, Kind.LABELS)
+
+
+def test_bytes_do_not_know_what_they_mean() -> None:
+    root = Path(tsflora.wire.__file__).parent
+    allowed = {"tsflora.errors", "tsflora.wire"}
+    for path in root.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            ours = {".".join(name.split(".")[:2]) for name in names if name.split(".")[0] == "tsflora"}
+            assert ours <= allowed, path.name

@@ -1,14 +1,27 @@
 """Tokens to bytes and back: which tokens travel, how many bits each entry gets, and the frame it all travels in.
 
 `TokenCodec` composes a `TokenReducer` and a `Quantizer`; `TensorCodec` sends any float tensor (gradients, adapters).
-The wire format is written down in `tsflora.compression.frames`.
+The bytes below it are `tsflora.wire`, whose names most callers need are here too.
 """
 
-from tsflora.compression.codec import TensorCodec, TokenCodec, decode_labels, encode_labels
-from tsflora.compression.frames import FrameSize, Kind, Layout, Section, header_bytes, measure, read_frame, write_frame
-from tsflora.compression.images import ImageCodec, JpegImages, RawImages
+from tsflora.compression.codec import TensorCodec, TokenCodec
 from tsflora.compression.quantizers import Quantizer, quantizers
 from tsflora.compression.tokens import Reduced, TokenReducer, token_reducers
+from tsflora.wire import (
+    FrameSize,
+    ImageCodec,
+    JpegImages,
+    Kind,
+    Layout,
+    RawImages,
+    Section,
+    decode_labels,
+    encode_labels,
+    header_bytes,
+    measure,
+    read_frame,
+    write_frame,
+)
 
 __all__ = [
     "FrameSize",

@@ -16,10 +16,10 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
-from tsflora.compression.bits import MAX_BITS, code_dtype
-from tsflora.compression.frames import Format, Layout, Section
 from tsflora.config import Component, Registry
 from tsflora.errors import FrameError, NumericsError
+from tsflora.wire.bits import MAX_BITS, code_dtype
+from tsflora.wire.frames import Format, Layout, Section
 
 
 class Quantizer(Component, ABC):

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from tsflora.compression import measure, read_frame
-from tsflora.compression.frames import Format
 from tsflora.records import KINDS
 from tsflora.report.style import DOUBLE_COLUMN_IN, KIND_COLOURS, theme
+from tsflora.wire.frames import Format
 
 _DPI = 150
 _MUTED = "#555555"
@@ -39,7 +39,7 @@ class Field:
 
 
 def frame_fields(frame: bytes) -> list[Field]:
-    """Every field of a frame, without gaps, named as in `tsflora.compression.frames`; section bodies are one field.
+    """Every field of a frame, without gaps, named as in `tsflora.wire.frames`; section bodies are one field.
 
     Raises:
         FrameError: as `read_frame`.

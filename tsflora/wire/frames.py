@@ -30,8 +30,8 @@ from enum import IntEnum
 import numpy as np
 from jaxtyping import Float, UInt
 
-from tsflora.compression.bits import MAX_BITS, pack, packed_bytes, unpack
 from tsflora.errors import FrameError
+from tsflora.wire.bits import MAX_BITS, pack, packed_bytes, unpack
 
 MAGIC = b"TSFL"
 VERSION = 1

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from tsflora.compression.bits import code_dtype
-from tsflora.compression.frames import Format, Kind, Layout, Section, read_frame, write_frame
 from tsflora.errors import FrameError
+from tsflora.wire.bits import code_dtype
+from tsflora.wire.frames import Format, Kind, Layout, Section, read_frame, write_frame
 
 _LENGTH_BITS = 16
 Pixels = UInt8[np.ndarray, "batch height width 3"]
