@@ -30,7 +30,7 @@ from tsflora.compression import (
 from tsflora.config import Component, Registry
 from tsflora.errors import ConfigError, FrameError, NumericsError
 from tsflora.seeding import torch_generator
-from tsflora.wire.frames import Format
+from tsflora.wire import Format
 
 N_PATCHES = 9
 SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 5), (2, 4, 6), (2, 1, 3, 2)]

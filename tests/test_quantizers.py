@@ -11,7 +11,7 @@ from scipy.stats import binom
 from tsflora.compression.quantizers import Quantizer, quantizers
 from tsflora.errors import FrameError, NumericsError
 from tsflora.seeding import torch_generator
-from tsflora.wire.frames import Format, Layout, Section
+from tsflora.wire import Format, Layout, Section
 
 FALSE_ALARM = 1e-6
 """Chance that a correct quantizer would fail one of the statistical tests, were its seed not fixed."""

@@ -16,8 +16,8 @@ from tsflora.config import Config, explain
 from tsflora.errors import DataError
 from tsflora.files import write_atomically
 
-KINDS = ("activations", "labels", "gradients", "adapters", "images", "headers")
-"""What a byte on the wire is: packed payload of one of five sorts, or a frame's header, ranges and checksum."""
+KINDS = ("activations", "labels", "gradients", "adapters", "images", "control", "headers")
+"""What a byte on the wire is: payload of one of six sorts, or a frame's header, ranges and checksum."""
 
 _VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "identity"}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tsflora.compression.quantizers import Quantizer
 from tsflora.compression.tokens import Reduced, TokenReducer
 from tsflora.errors import FrameError
-from tsflora.wire.frames import Kind, Section, read_frame, write_frame
+from tsflora.wire import Kind, Section, read_frame, write_frame
 
 
 class TensorCodec:

@@ -18,8 +18,8 @@ from typing_extensions import override
 
 from tsflora.config import Component, Registry
 from tsflora.errors import FrameError, NumericsError
+from tsflora.wire import Format, Layout, Section
 from tsflora.wire.bits import MAX_BITS, code_dtype
-from tsflora.wire.frames import Format, Layout, Section
 
 
 class Quantizer(Component, ABC):

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from tsflora.compression import Kind, Layout, header_bytes, token_reducers
 from tsflora.edge.deployment import Deployment
 from tsflora.errors import ConfigError
-from tsflora.wire.frames import Format
-from tsflora.wire.labels import label_bits
+from tsflora.wire import Format, label_bits
 
 _MIB = 2**20
 _FULL_BITS = 32

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch, Rectangle
 from tsflora.compression import measure, read_frame
 from tsflora.records import KINDS
 from tsflora.report.style import DOUBLE_COLUMN_IN, KIND_COLOURS, theme
-from tsflora.wire.frames import Format
+from tsflora.wire import Format
 
 _DPI = 150
 _MUTED = "#555555"

@@ -4,21 +4,13 @@ The format is written down in `tsflora.wire.frames`. Nothing here knows of `tsfl
 in a frame their meaning.
 """
 
-from tsflora.wire.frames import (
-    Format,
-    FrameSize,
-    Kind,
-    Layout,
-    Section,
-    header_bytes,
-    measure,
-    read_frame,
-    write_frame,
-)
+from tsflora.wire.frames import MAX_CODED_ENTRIES, FrameSize, Kind, header_bytes, measure, read_frame, write_frame
 from tsflora.wire.images import ImageCodec, JpegImages, RawImages
 from tsflora.wire.labels import decode_labels, encode_labels, label_bits
+from tsflora.wire.sections import Format, Layout, Section
 
 __all__ = [
+    "MAX_CODED_ENTRIES",
     "Format",
     "FrameSize",
     "ImageCodec",

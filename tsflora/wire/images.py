@@ -9,7 +9,8 @@ from PIL import Image
 
 from tsflora.errors import FrameError
 from tsflora.wire.bits import code_dtype
-from tsflora.wire.frames import Format, Kind, Layout, Section, read_frame, write_frame
+from tsflora.wire.frames import Kind, read_frame, write_frame
+from tsflora.wire.sections import Format, Layout, Section
 
 _LENGTH_BITS = 16
 Pixels = UInt8[np.ndarray, "batch height width 3"]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tsflora.errors import ConfigError, DataError, FrameError
 from tsflora.wire.bits import MAX_BITS, code_dtype
-from tsflora.wire.frames import Format, Kind, Layout, Section, read_frame, write_frame
+from tsflora.wire.frames import Kind, read_frame, write_frame
+from tsflora.wire.sections import Format, Layout, Section
 
 
 def label_bits(n_classes: int) -> int:
