@@ -64,9 +64,11 @@ def frame_fields(frame: bytes) -> list[Field]:
         add("table", line, "dims", 1, str(len(layout.shape)))
         for size in layout.shape:
             add("table", line, "size", 4, f"{size:,}")
+        if layout.length is not None:
+            add("table", line, "length", 4, f"{layout.length:,}")
     for number, section in enumerate(sections):
         layout = section.layout
-        meaning = f"{layout.entries:,} × {layout.bits} bits"
+        meaning = f"{layout.entries:,} × {layout.bits} bits" if layout.length is None else f"{layout.entries:,}, coded"
         if layout.side and layout.format != Format.PACKED and layout.entries == 2:
             meaning = " to ".join(f"{value:.3g}" for value in section.values.ravel())
         add("ranges" if layout.side else "payload", f"body, section {number}", "entries", layout.body_bytes, meaning)
