@@ -35,13 +35,13 @@ def code_arrays(draw: st.DrawFn) -> tuple[np.ndarray, int]:
 
 @settings(deadline=None, max_examples=300)
 @given(code_arrays())
-def test_codes_come_back_and_cost_at_most_a_byte_more_than_packed(drawn: tuple[np.ndarray, int]) -> None:
+def test_codes_come_back_and_cost_at_most_two_bytes_more_than_packed(drawn: tuple[np.ndarray, int]) -> None:
     codes, bits = drawn
     body = encode_codes(codes, bits)
     decoded = decode_codes(body, codes.shape, bits)
     assert np.array_equal(decoded, codes)
     assert decoded.dtype == code_dtype(bits)
-    assert len(body) <= 1 + math.ceil(codes.size * bits / 8)
+    assert len(body) <= 2 + math.ceil(codes.size * bits / 8)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 6, 8, 10, 16])
@@ -51,7 +51,7 @@ def test_length_is_near_the_entropy(bits: int) -> None:
     counts = [np.unique(column >> low, return_counts=True)[1] / len(column) for column in codes.T]
     entropy = low + sum(-(shares * np.log2(shares)).sum() for shares in counts) / len(counts)
     body = encode_codes(codes, bits)
-    assert body[0] == 2
+    assert body[1] == 2
     assert 8 * len(body) / codes.size < entropy + 0.08
     assert np.array_equal(decode_codes(body, codes.shape, bits), codes)
 
@@ -69,7 +69,7 @@ def test_length_is_near_the_entropy(bits: int) -> None:
     ids=["columns differ", "one column", "few rows", "uniform", "one code", "constant"],
 )
 def test_the_shortest_way_is_taken(codes: np.ndarray, bits: int, how: int) -> None:
-    assert encode_codes(codes, bits)[0] == how
+    assert encode_codes(codes, bits)[1] == how
 
 
 def test_a_constant_costs_next_to_nothing() -> None:
@@ -138,9 +138,9 @@ def test_any_code_can_be_coded_under_any_bells(bits: int) -> None:
 @pytest.mark.parametrize(
     ("bits", "expected"),
     [
-        (4, "1c868d94a79dc55f415a5245278f8f1c62ff4143ea87fdb8afc9492e4fd70ab9"),
-        (8, "3d49d591cd4a51fdf4bc5534f007a5d41a1d7fe555c276411c23df9ee45855ea"),
-        (12, "a0388975bcbaa5d6b17336b1f6531e2a706f3541926fde6a5595f25b634bdcce"),
+        (4, "40b901de31a908f5760f9dc6ef3726af0e22de2801c2659cc274093ed6cf95f5"),
+        (8, "fd2dc25a352f91b9358c246a6d07881e08357d4bf26f1101c68b768077a728d0"),
+        (12, "0593f5d3d14ef10d672cd8ba20413a71835e8dfee3c34d80b9d1a1861f8c9b2d"),
     ],
 )
 def test_golden_bodies(bits: int, expected: str) -> None:
@@ -166,10 +166,10 @@ BODIES = [
 
 def words_of(body: bytes, shape: tuple[int, int], bits: int) -> int:
     """Where the words begin."""
-    if body[0] == 0:
+    if body[1] == 0:
         return len(body)
-    bells = 1 + 3 * (shape[1] if body[0] == 2 else 1)
-    return 1 + bells + (-(-shape[0] * shape[1] * (bits - 8) // 8) if bits > 8 else 0)
+    bells = 1 + 3 * (shape[1] if body[1] == 2 else 1)
+    return 2 + bells + (-(-shape[0] * shape[1] * (bits - 8) // 8) if bits > 8 else 0)
 
 
 @pytest.mark.parametrize(("body", "shape", "bits"), BODIES, ids=["8 bits", "3 bits", "12 bits", "one model", "packed"])
@@ -217,14 +217,16 @@ def test_words_that_are_accepted_are_what_their_codes_are_coded_to(words: bytes,
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"\x03" + bytes(40), "cannot have models of sort 3"),
-        (b"\x02" + bytes(40), "cannot have models of sort 2"),
-        (b"\x01\x03\0\0\0", "unknown shape 3 of a model; allowed: 1, 2, 4"),
-        (b"\x01\x01\0\0", "need 4 bytes beside the words, given: 3"),
-        (b"\x01\x01\0\0\0\1", "words of 4 bytes, given: 1"),
-        (b"\x01\x01\0\0\0" + bytes(4), "no coded codes"),
-        (b"\x00\x01", "12 codes of 8 bits fill 12 bytes, given: 1"),
-        (b"", "12 codes of 8 bits fill 12 bytes, given: 0"),
+        (b"\x08\x03" + bytes(40), "cannot have models of sort 3"),
+        (b"\x08\x02" + bytes(40), "cannot have models of sort 2"),
+        (b"\x08\x01\x03\0\0\0", "unknown shape 3 of a model; allowed: 1, 2, 4"),
+        (b"\x08\x01\x01\0\0", "need 4 bytes beside the words, given: 3"),
+        (b"\x08\x01\x01\0\0\0\1", "words of 4 bytes, given: 1"),
+        (b"\x08\x01\x01\0\0\0" + bytes(4), "no coded codes"),
+        (b"\x08\x00\x01", "12 codes of 8 bits fill 12 bytes, given: 1"),
+        (b"\x07\x00" + bytes(12), "codes of 8 bits are expected, given: 7 bits"),
+        (b"\x08", "cut short: 1 bytes"),
+        (b"", "cut short: 0 bytes"),
     ],
 )
 def test_each_refusal_says_why_in_one_line(body: bytes, words: str) -> None:
@@ -236,7 +238,7 @@ def test_each_refusal_says_why_in_one_line(body: bytes, words: str) -> None:
 def test_tables_do_not_outgrow_their_frame() -> None:
     """256 table entries for three bytes: a body of a megabyte must not ask for gigabytes."""
     columns = 2**18
-    body = b"\x02\x01" + bytes(3 * columns)
+    body = b"\x08\x02\x01" + bytes(3 * columns)
     tracemalloc.start()
     try:
         with pytest.raises(FrameError, match="cannot have models of sort 2"):

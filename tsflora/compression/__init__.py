@@ -5,7 +5,9 @@ The bytes below it are `tsflora.wire`, whose names most callers need are here to
 """
 
 from tsflora.compression.codec import TensorCodec, TokenCodec
+from tsflora.compression.entropy_coded import EntropyCoded
 from tsflora.compression.quantizers import Quantizer, quantizers
+from tsflora.compression.rotated import Rotated
 from tsflora.compression.tokens import Reduced, TokenReducer, token_reducers
 from tsflora.wire import (
     FrameSize,
@@ -24,6 +26,7 @@ from tsflora.wire import (
 )
 
 __all__ = [
+    "EntropyCoded",
     "FrameSize",
     "ImageCodec",
     "JpegImages",
@@ -32,6 +35,7 @@ __all__ = [
     "Quantizer",
     "RawImages",
     "Reduced",
+    "Rotated",
     "Section",
     "TensorCodec",
     "TokenCodec",

@@ -5,6 +5,7 @@ per code of the model. A string of coded codes is, all integers little-endian:
 
 | Part | Type | Meaning |
 |---|---|---|
+| bits | u8 | of each code, 1 to 16 |
 | models | u8 | 0 none, 1 one for all codes, 2 one for each column |
 | bells | 1 + 3 bytes each | see `tsflora.wire.bells`; not with models 0 |
 | low bits | packed | above 8 bits per code, the bits that are not modelled, row by row (see `tsflora.wire.bits`) |
@@ -49,8 +50,8 @@ def encode_codes(codes: Codes, bits: int) -> bytes:
     how, bells, _ = min(choices, key=lambda c: 8 * Bells.written_bytes(len(c[2])) + c[1].bits(c[2]).sum())
     low = pack(codes & (2 ** (bits - modelled) - 1), bits - modelled) if bits > modelled else b""
     words = encode_columns(high if how == _COLUMNS else high.reshape(-1, 1), bells.weights(alphabet))
-    body = bytes([how]) + bells.written() + low + words
-    return body if len(body) <= len(packed) else bytes([_NONE]) + packed
+    coded = bells.written() + low + words
+    return bytes([bits, how]) + coded if len(coded) < len(packed) else bytes([bits, _NONE]) + packed
 
 
 def decode_codes(data: bytes, shape: tuple[int, int], bits: int) -> Codes:
@@ -63,7 +64,11 @@ def decode_codes(data: bytes, shape: tuple[int, int], bits: int) -> Codes:
     """
     entries = shape[0] * shape[1]
     modelled = min(bits, _MODELLED_BITS)
-    how, rest = int.from_bytes(data[:1]), data[1:]
+    if len(data) < 2:
+        raise FrameError(f"coded codes are cut short: {len(data)} bytes")
+    (found, how), rest = data[:2], data[2:]
+    if found != bits:
+        raise FrameError(f"coded codes of {bits} bits are expected, given: {found} bits")
     if how == _NONE:
         return unpack(rest, entries, bits).reshape(shape)
     if how > _COLUMNS or (how == _COLUMNS and not _can_have_columns(shape, 2**modelled)):
