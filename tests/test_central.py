@@ -1,16 +1,22 @@
 """The baselines that hand images over: what arrives, what it costs, and that batches come in SFLora's order."""
 
+import contextlib
 import io
+import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_config
+from hypothesis import given
+from hypothesis import settings as example_settings
+from hypothesis import strategies as st
 from methods import CENTRAL, start, train
 from PIL import Image
 from tsflora.federation.setup import Setup
 
-from tsflora.compression import JpegImages, Kind, RawImages, Section, encode_labels, measure, write_frame
+from tsflora.compression import JpegImages, Kind, RawImages, Section, encode_labels, measure, read_frame, write_frame
 from tsflora.errors import FrameError
 from tsflora.experiment import run
 
@@ -27,21 +33,17 @@ def test_raw_images_arrive_as_they_are_at_a_byte_a_channel():
 
 
 def test_jpeg_images_arrive_as_pillow_decodes_them():
-    images, codec = pictures(), JpegImages(75)
+    images, codec = pictures(), JpegImages(quality=75)
     frame = codec.encode(images)
-    files = []
-    for image in images:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=75)
-        files.append(buffer)
-    expected = np.stack([np.asarray(Image.open(file)) for file in files])
+    files = [jpeg_file(image, quality=75) for image in images]
+    expected = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
     assert np.array_equal(codec.decode(frame, images.shape), expected)
     assert not np.array_equal(expected, images)
-    assert measure(frame).payload_bytes == sum(2 + len(file.getvalue()) for file in files)
-    assert len(JpegImages(20).encode(images)) < len(frame)
+    assert measure(frame).payload_bytes == sum(2 + len(file) for file in files)
+    assert len(JpegImages(quality=20).encode(images)) < len(frame)
 
 
-@pytest.mark.parametrize("codec", [RawImages(), JpegImages(75)])
+@pytest.mark.parametrize("codec", [RawImages(), JpegImages(quality=75)])
 def test_images_of_another_shape_are_refused(codec):
     frame = codec.encode(pictures())
     for shape in [(2, 9, 7, 3), (3, 7, 9, 3)]:
@@ -49,31 +51,107 @@ def test_images_of_another_shape_are_refused(codec):
             codec.decode(frame, shape)
 
 
+def jpeg_file(image, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
 def jpeg_frame(lengths, content):
-    sections = [Section.codes(np.array(lengths, dtype=np.uint16), 16), Section.codes(np.frombuffer(content, "u1"), 8)]
-    return write_frame(Kind.IMAGES, sections)
+    return write_frame(Kind.IMAGES, [Section.codes(np.array(lengths, np.uint16), 16), Section.coded(content)])
+
+
+def test_a_frame_of_small_jpeg_images_has_the_bytes_it_always_had():
+    images = pictures()
+    files = [jpeg_file(image, quality=75) for image in images]
+    frame = JpegImages(quality=75).encode(images)
+    assert frame == jpeg_frame([len(file) for file in files], b"".join(files))
+    # prefix, two entries of one dimension or one length, 16-bit lengths, files, checksum
+    assert len(frame) == 8 + 8 + 8 + 2 * 3 + sum(map(len, files)) + 4
+
+
+def test_a_jpeg_file_may_be_longer_than_16_bits_can_say():
+    images, codec = pictures(2, 384, 384), JpegImages(quality=95)
+    images[1] = 0
+    files = [jpeg_file(image, quality=95) for image in images]
+    assert len(files[0]) > 2**16 > len(files[1])
+    frame = codec.encode(images)
+    assert len(frame) == 8 + 12 + 8 + 4 * 2 + sum(map(len, files)) + 4
+    assert np.array_equal(codec.decode(frame, images.shape)[0], np.asarray(Image.open(io.BytesIO(files[0]))))
+
+
+@pytest.mark.parametrize("length", [2**16 - 1, 2**16])
+def test_lengths_are_as_wide_as_the_longest_file_needs(length, monkeypatch):
+    file = jpeg_file(pictures()[0])
+    file += b"\0" * (length - len(file))  # what follows the end of the image is no part of it
+    monkeypatch.setattr(JpegImages, "_file", lambda *_: file)
+    images = pictures(2)
+    frame = JpegImages(quality=75).encode(images)
+    assert read_frame(frame, Kind.IMAGES)[0].layout.shape == ((2,) if length < 2**16 else (2, 2))
+    assert len(JpegImages(quality=75).decode(frame, images.shape)) == 2
 
 
 @pytest.mark.parametrize(
     ("lengths", "content", "line"),
     [
-        ([4], b"oops", "not a readable JPEG"),
+        ([4], b"oops", "not a readable JPEG .not a JPEG file"),
         ([3], b"oops", "3 bytes are announced, given: 4"),
         ([2, 2], b"oops", "1 JPEG"),
+        ([[0, 4]], b"oops", "shorter than 2.16 bytes have lengths of one 16-bit code"),
+        ([[1, 4]], b"oops", "65540 bytes are announced, given: 4"),
+        ([[65535, 65535]], b"oops", "4294967295 bytes are announced, given: 4"),
+        ([0], b"oops", "0 bytes are announced, given: 4"),
     ],
 )
 def test_a_damaged_jpeg_is_one_clear_line(lengths, content, line):
     with pytest.raises(FrameError, match=line) as caught:
-        JpegImages(75).decode(jpeg_frame(lengths, content), (1, 9, 7, 3))
+        JpegImages(quality=75).decode(jpeg_frame(lengths, content), (1, 9, 7, 3))
     assert "\n" not in str(caught.value)
 
 
-def test_a_jpeg_that_claims_to_be_enormous_is_refused_before_it_is_decoded():
-    buffer = io.BytesIO()
-    Image.new("RGB", (3000, 3000)).save(buffer, "JPEG")
-    content = buffer.getvalue()[:60000]
-    with pytest.raises(FrameError, match="expected a JPEG image"):
-        JpegImages(75).decode(jpeg_frame([len(content)], content), (1, 9, 7, 3))
+def resized(file, height, width):
+    """The file with another size in the header of its frame."""
+    place = file.index(b"\xff\xc0") + 5
+    return file[:place] + struct.pack(">HH", height, width) + file[place + 4 :]
+
+
+@pytest.mark.parametrize("size", [(65535, 65535), (12000, 12000), (1, 65535), (10, 7), (0, 0)])
+def test_a_jpeg_that_claims_another_size_is_refused_before_it_is_decoded(size):
+    file = resized(jpeg_file(pictures()[0]), *size)
+    frame = jpeg_frame([len(file)], file)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError, match=r"expected a baseline JPEG image|not a readable JPEG") as caught:
+            JpegImages(quality=75).decode(frame, (1, 9, 7, 3))
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    file = jpeg_file(pictures()[0], progressive=True)
+    with pytest.raises(FrameError, match="expected a baseline JPEG"):
+        JpegImages(quality=75).decode(jpeg_frame([len(file)], file), (1, 9, 7, 3))
+
+
+EXIF = b"\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\x01\0\0\0\xff\xff\xff\xff"
+
+
+@example_settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_forged_jpeg_files_are_refused_or_are_images_of_the_right_shape(data):
+    """The checksum is right: whatever the parser of foreign bytes makes of them, no other error leaves it."""
+    file = bytearray(jpeg_file(pictures()[0]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(2, len(file) - 1))
+        new = data.draw(
+            st.one_of(st.binary(max_size=6), st.sampled_from([EXIF, b"\xff\xc2", b"\xff\xda", b"\xff\xd9"]))
+        )
+        file[place : place + data.draw(st.integers(0, 6))] = new
+    with contextlib.suppress(FrameError):
+        images = JpegImages(quality=75).decode(jpeg_frame([len(file)], bytes(file)), (1, 9, 7, 3))
+        assert (images.shape, images.dtype) == ((1, 9, 7, 3), np.uint8)
 
 
 def order_of(settings, method, monkeypatch):

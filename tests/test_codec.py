@@ -1,17 +1,24 @@
 """Codecs: encode, decode and forward agree, traffic is the formula, golden frames, and frames from a careless peer."""
 
+import contextlib
 import hashlib
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import small_config
+from hypothesis import given
+from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tsflora.compression import (
+    JpegImages,
     Kind,
+    RawImages,
     Section,
     TensorCodec,
     TokenCodec,
@@ -20,11 +27,14 @@ from tsflora.compression import (
     header_bytes,
     measure,
     quantizers,
+    read_frame,
     token_reducers,
     write_frame,
 )
 from tsflora.errors import ConfigError, DataError, FrameError
+from tsflora.experiment import run
 from tsflora.seeding import torch_generator
+from tsflora.settings import Settings
 
 QUANTIZERS: list[dict[str, Any]] = [
     {"name": name, **options} for name, cls in quantizers.classes().items() for options in cls.examples
@@ -41,7 +51,7 @@ def golden_input(*shape: int) -> torch.Tensor:
     return torch.from_numpy((steps / 2**32 - 0.5).astype(np.float32).reshape(shape))
 
 
-@settings(deadline=None, max_examples=150)
+@example_settings(deadline=None, max_examples=150)
 @given(
     x=hnp.arrays(
         np.float32,
@@ -57,8 +67,11 @@ def test_decode_of_encode_is_forward_to_the_bit(x: np.ndarray, which: int, seed:
     decoded = one.decode(frame, x.shape)
     forward = one.forward(tensor, torch_generator(seed))
     assert decoded.numpy().tobytes() == forward.numpy().tobytes()
-    layouts = one.quantizer.layouts(x.shape)
-    payload = sum(-(-x.size * layout.bits // 8) for layout in layouts if not layout.side)
+    layouts = [section.layout for section in one.quantizer.quantize(tensor, torch_generator(seed))]
+    assert tuple(layout.expected for layout in layouts) == one.quantizer.layouts(x.shape)
+    payload = sum(layout.body_bytes for layout in layouts if not layout.side)
+    if one.quantizer.bits_per_entry is not None:
+        assert payload == sum(-(-x.size * layout.bits // 8) for layout in layouts if not layout.side)
     assert len(frame) == payload + header_bytes(layouts)
     assert measure(frame).payload_bytes == payload
 
@@ -154,9 +167,46 @@ def test_golden_frames(name: str) -> None:
     assert hashlib.sha256(frame).hexdigest() == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"name": "rotated", "bits": 4, "rounding": "nearest"},
+            "c3885307f1db7198739c1263b8872d86e741412b9ca912b6aef4696483869064",
+        ),
+        (
+            {"name": "entropy_coded", "quantizer": {"name": "uniform", "bits": 8, "rounding": "nearest"}},
+            "91e68e94fc47f36715423eeb0f7f1d8fca48164b8df4ecf5965a3c24282994f2",
+        ),
+        (
+            {"name": "entropy_coded", "quantizer": {"name": "rotated", "bits": 3, "rounding": "nearest"}},
+            "1ec5699a8f71f3aae36f7de9305ae8bf424a3c1681d77b69017679fef648f65d",
+        ),
+    ],
+)
+def test_golden_frames_of_tokens(options: dict[str, Any], expected: str) -> None:
+    """A shape that is rotated in blocks, and values that are worth coding."""
+    frame = codec(options, Kind.ACTIVATIONS).encode(golden_input(5, 10, 24) ** 3, torch_generator("golden"))
+    assert hashlib.sha256(frame).hexdigest() == expected
+
+
 def test_golden_labels() -> None:
     frame = encode_labels(torch.tensor([0, 99, 42, 7, 64]), 100)
     assert hashlib.sha256(frame).hexdigest() == "c3d9aeda2ff321c64b0b210037889d445b809f0c17dd2304280693ac42379cf8"
+
+
+def test_entropy_coding_trains_alike_in_fewer_bytes(settings: Settings) -> None:
+    uniform = {"name": "uniform", "bits": 8}
+    records = []
+    for q in (uniform, {"name": "entropy_coded", "quantizer": uniform}):
+        method = {"algorithm": "sflora", "quantizer": q, "gradient_quantizer": q, "adapter_quantizer": q}
+        records.append(run(small_config(method), settings))
+    plain, coded = records
+    for one, other in zip(plain.history, coded.history, strict=True):
+        assert (one.train_loss, one.accuracy) == (other.train_loss, other.accuracy)
+        assert other.uplink_bytes["activations"] < 0.9 * one.uplink_bytes["activations"]
+        assert other.downlink_bytes["gradients"] < 0.7 * one.downlink_bytes["gradients"]
+        assert other.uplink_bytes["adapters"] < one.uplink_bytes["adapters"]
 
 
 # --- many tensors in one frame
@@ -208,14 +258,17 @@ def test_a_frame_of_another_quantizer_is_refused_or_means_the_same_levels(
 ) -> None:
     sender, reader = codec(sent), codec(read)
     frame = sender.encode(golden_input(3, 5, 4), torch_generator("q"))
-    if sender.quantizer.layouts((3, 5, 4)) == reader.quantizer.layouts((3, 5, 4)):
-        assert torch.equal(reader.decode(frame), sender.decode(frame))
-    else:
+    if sender.quantizer.layouts((3, 5, 4)) != reader.quantizer.layouts((3, 5, 4)):
         with pytest.raises(FrameError, match="do not fit"):
             reader.decode(frame)
+    elif "quantizer" in sent and sent["quantizer"].get("bits") != read["quantizer"].get("bits"):
+        with pytest.raises(FrameError, match=r"codes of \d+ bits are expected, given: \d+ bits"):
+            reader.decode(frame)
+    else:
+        assert torch.equal(reader.decode(frame), sender.decode(frame))
 
 
-@settings(deadline=None, max_examples=150)
+@example_settings(deadline=None, max_examples=150)
 @given(data=st.data())
 def test_a_damaged_frame_never_decodes(data: st.DataObject) -> None:
     one = codec(QUANTIZERS[data.draw(st.integers(0, len(QUANTIZERS) - 1))])
@@ -226,6 +279,41 @@ def test_a_damaged_frame_never_decodes(data: st.DataObject) -> None:
     if damaged != frame:
         with pytest.raises(FrameError):
             one.decode(damaged)
+
+
+def forged(frame: bytes, data: st.DataObject) -> bytes:
+    """The frame with a few bytes of somebody else's, and a right checksum."""
+    content = bytearray(frame[:-4])
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    return bytes(content) + struct.pack("<I", zlib.crc32(content))
+
+
+@example_settings(deadline=None, max_examples=400)
+@given(data=st.data())
+def test_a_forged_frame_is_refused_or_holds_finite_numbers(data: st.DataObject) -> None:
+    one = codec(QUANTIZERS[data.draw(st.integers(0, len(QUANTIZERS) - 1))], data.draw(st.sampled_from(list(Kind))))
+    shape = data.draw(st.sampled_from([(2, 3, 4), (20, 6), (1,), ()]))
+    frame = forged(one.encode(golden_input(*shape).reshape(shape), torch_generator("q")), data)
+    with contextlib.suppress(FrameError):
+        decoded = one.quantizer.dequantize(read_frame(frame, one.kind), shape)
+        assert (decoded.shape, decoded.dtype) == (shape, torch.float32)
+        assert decoded.isfinite().all()
+
+
+@example_settings(deadline=None, max_examples=200)
+@given(data=st.data())
+def test_forged_frames_of_labels_and_images_are_refused_or_hold_what_was_expected(data: st.DataObject) -> None:
+    images = (golden_input(2, 4, 4, 3) * 255 + 128).numpy().astype(np.uint8)
+    with contextlib.suppress(FrameError):
+        labels = decode_labels(forged(encode_labels(torch.tensor([0, 9, 4]), 10), data), 10)
+        assert labels.ndim == 1
+        assert int(labels.max()) < 10
+    for one in (RawImages(), JpegImages(quality=75)):
+        with contextlib.suppress(FrameError):
+            decoded = one.decode(forged(one.encode(images), data), images.shape)
+            assert (decoded.shape, decoded.dtype) == (images.shape, np.uint8)
 
 
 # --- labels

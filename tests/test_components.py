@@ -5,9 +5,11 @@ point and tested like the built-in ones, so that an unfinished one cannot be lis
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
@@ -27,10 +29,10 @@ from tsflora.compression import (
     quantizers,
     token_reducers,
 )
-from tsflora.compression.frames import Format
 from tsflora.config import Component, Registry
 from tsflora.errors import ConfigError, FrameError, NumericsError
 from tsflora.seeding import torch_generator
+from tsflora.wire import Format
 
 N_PATCHES = 9
 SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (3, 5), (2, 4, 6), (2, 1, 3, 2)]
@@ -100,7 +102,10 @@ def check_reducer(name: str, options: dict[str, Any], registry: Registry = token
 
 
 def check_quantizer(name: str, options: dict[str, Any], registry: Registry = quantizers) -> None:
-    """The contract of `Quantizer`."""
+    """The contract of `Quantizer`.
+
+    What is exact on any constant is a matter of ranges, so that only zero has to arrive as it is.
+    """
     quantizer = check_component(registry, name, options)
     codec = TensorCodec(quantizer, Kind.ACTIVATIONS)
     for shape in SHAPES:
@@ -109,7 +114,10 @@ def check_quantizer(name: str, options: dict[str, Any], registry: Registry = qua
         sections = quantizer.quantize(x, torch_generator("q"))
         assert torch.equal(x, before)
         layouts = quantizer.layouts(shape)
-        assert tuple(section.layout for section in sections) == layouts, "sizes follow from the shape alone"
+        assert tuple(section.layout.expected for section in sections) == layouts, "layouts are what is sent"
+        for section, layout in zip(sections, layouts, strict=True):
+            coded = layout.format == Format.CODED
+            assert (section.layout == layout) != coded, "sizes follow from the shape alone, but of coded sections"
         assert layouts[0].shape == shape, "the first section has the tensor's shape"
         assert len(sections) == quantizer.n_sections
 
@@ -118,9 +126,12 @@ def check_quantizer(name: str, options: dict[str, Any], registry: Registry = qua
         assert restored.isfinite().all()
         frame = codec.encode(x, torch_generator("q"))
         assert torch.equal(codec.decode(frame, shape), restored)
-        payload = sum(-(-x.numel() * layout.bits // 8) for layout in layouts if not layout.side)
-        assert measure(frame).payload_bytes == payload, "bits_per_entry is what is sent"
-        assert sum(layout.bits for layout in layouts if not layout.side) == quantizer.bits_per_entry
+        payload = sum(section.layout.body_bytes for section in sections if not section.layout.side)
+        assert measure(frame).payload_bytes == payload
+        if quantizer.bits_per_entry is not None:
+            entries = [-(-x.numel() * layout.bits // 8) for layout in layouts if not layout.side]
+            assert payload == sum(entries), "bits_per_entry is what is sent"
+            assert sum(layout.bits for layout in layouts if not layout.side) == quantizer.bits_per_entry
 
         x.requires_grad_()
         value = quantizer.forward(x, torch_generator("q"))
@@ -131,9 +142,10 @@ def check_quantizer(name: str, options: dict[str, Any], registry: Registry = qua
         for wrong in (sections[:-1], [*sections, sections[-1]]):
             with pytest.raises(FrameError):
                 quantizer.dequantize(wrong)
-    for constant in (0.0, -0.5, 2.0):
-        x = torch.full((2, 3), constant)
-        assert torch.equal(quantizer.dequantize(quantizer.quantize(x, torch_generator("q"))), x), "constants are exact"
+        with pytest.raises(FrameError, match="expected a tensor of shape"):
+            quantizer.dequantize(sections, (*shape, 1))
+    x = torch.zeros(2, 3)
+    assert torch.equal(quantizer.dequantize(quantizer.quantize(x, torch_generator("q"))), x), "zero is exact"
     for bad in (float("nan"), float("inf")):
         with pytest.raises(NumericsError):
             quantizer.quantize(torch.tensor([0.0, bad]), torch_generator("q"))
@@ -151,7 +163,7 @@ def test_every_quantizer_conforms(name: str, options: dict[str, Any]) -> None:
 
 def test_the_built_in_components_are_listed() -> None:
     assert {"all", "top_k_merge", "random", "feature_norm"} <= set(token_reducers.classes())
-    assert {"float32", "float16", "uniform"} <= set(quantizers.classes())
+    assert {"float32", "float16", "uniform", "rotated", "entropy_coded"} <= set(quantizers.classes())
 
 
 # --- a third party's components
@@ -216,6 +228,54 @@ class Unfinished(SignOnly):
         return super().layouts(shape)[:1]
 
 
+class Largest(Quantizer):
+    """A bitmap of the largest third of all entries, and these as floats: known from the shape, not entry by entry."""
+
+    name = "largest"
+
+    @override
+    def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
+        return Layout(shape, Format.PACKED, 1), Layout((-(-math.prod(shape) // 3),), Format.FLOAT32, 32)
+
+    @override
+    def quantize(self, x: Float[Tensor, "..."], generator: torch.Generator) -> list[Section]:
+        if not x.isfinite().all():
+            raise NumericsError("not finite")
+        entries = x.detach().ravel()
+        kept = torch.zeros_like(entries, dtype=torch.uint8)
+        kept[entries.abs().argsort(stable=True, descending=True)[: -(-len(entries) // 3)]] = 1
+        return [Section.codes(kept.reshape(x.shape).numpy(), 1), Section.float32(entries[kept.bool()].numpy())]
+
+    @override
+    def restore(self, sections: Sequence[Section]) -> Float[Tensor, "..."]:
+        kept = torch.from_numpy(sections[0].values).bool()
+        return torch.zeros(kept.shape).masked_scatter_(kept, torch.from_numpy(sections[1].values))
+
+
+class NonZero(Largest):
+    """As many entries as are not zero."""
+
+    name = "nonzero"
+
+    @override
+    def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
+        return Layout(shape, Format.PACKED, 1), Layout.coded()
+
+    @override
+    def quantize(self, x: Float[Tensor, "..."], generator: torch.Generator) -> list[Section]:
+        if not x.isfinite().all():
+            raise NumericsError("not finite")
+        kept = x.detach() != 0
+        content = b"!" + x.detach()[kept].numpy().tobytes()
+        return [Section.codes(kept.to(torch.uint8).numpy(), 1), Section.coded(content)]
+
+    @override
+    def restore(self, sections: Sequence[Section]) -> Float[Tensor, "..."]:
+        kept = torch.from_numpy(sections[0].values).bool()
+        values = np.frombuffer(sections[1].body()[1:], np.float32).copy()
+        return torch.zeros(kept.shape).masked_scatter_(kept, torch.from_numpy(values))
+
+
 class FirstTokens(TokenReducer):
     """The first patches travel."""
 
@@ -262,13 +322,22 @@ def test_an_installed_plug_in_is_listed_and_conforms(monkeypatch: pytest.MonkeyP
     check_reducer("first", {"n": 4}, registry)
 
 
+@pytest.mark.parametrize("cls", [Largest, NonZero])
+def test_a_quantizer_without_a_number_of_bits_per_entry_conforms(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Quantizer]
+) -> None:
+    registry = installed(monkeypatch, quantizers.group, cls)
+    check_quantizer(cls.name, {}, registry)
+    assert registry.build(cls.name).bits_per_entry is None
+
+
 def test_a_plug_in_of_another_group_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, token_reducers.group, FirstTokens)
     assert Registry("plug-in", quantizers.group).classes() == {}
 
 
 def test_an_unfinished_quantizer_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AssertionError, match="sizes follow from the shape alone"):
+    with pytest.raises(AssertionError, match="layouts are what is sent"):
         check_quantizer("unfinished", {}, installed(monkeypatch, quantizers.group, Unfinished))
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         check_quantizer("careless", {}, installed(monkeypatch, quantizers.group, Careless))

@@ -1,9 +1,11 @@
 """The wire format: packing, layout, sizes, golden frames, and what damaged or forged bytes meet."""
 
+import ast
 import hashlib
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tsflora.compression.bits import pack, packed_bytes, unpack
-from tsflora.compression.frames import (
+import tsflora.wire
+from tsflora.errors import FrameError
+from tsflora.wire import (
     Format,
     FrameSize,
     Kind,
@@ -23,7 +26,7 @@ from tsflora.compression.frames import (
     read_frame,
     write_frame,
 )
-from tsflora.errors import FrameError
+from tsflora.wire.bits import pack, packed_bytes, unpack
 
 
 def pattern(count: int, bits: int) -> np.ndarray:
@@ -93,6 +96,15 @@ def example() -> list[Section]:
     ]
 
 
+def coded_example() -> list[Section]:
+    return [
+        Section.coded(b"\x07\x00entropy", (3, 5)),
+        Section.coded(b"side", side=True),
+        Section.codes(pattern(9, 3), 3),
+        Section.coded(b"a file"),
+    ]
+
+
 def test_bytes_are_those_of_the_documented_table() -> None:
     frame = write_frame(Kind.GRADIENTS, [Section.codes(np.array([[1, 2, 3]], np.uint8), 4), example()[1]])
     content = (
@@ -105,8 +117,20 @@ def test_bytes_are_those_of_the_documented_table() -> None:
     assert frame == content + struct.pack("<I", zlib.crc32(content))
 
 
-def test_reading_undoes_writing() -> None:
-    sections = example()
+def test_bytes_of_coded_sections_are_those_of_the_documented_table() -> None:
+    frame = write_frame(Kind.CONTROL, [Section.coded(b"plan"), Section.coded(b"\xff", (3, 500), side=True)])
+    content = (
+        b"TSFL\x01\x06\x02\x00"  # magic, version 1, control, two sections
+        b"\x04\x00\x08\x00\x04\x00\x00\x00"  # coded, payload, 8 bits, no dimensions, 4 bytes
+        b"\x04\x01\x08\x02\x03\x00\x00\x00\xf4\x01\x00\x00\x01\x00\x00\x00"  # coded, side, (3, 500), 1 byte
+        b"plan\xff"
+    )
+    assert frame == content + struct.pack("<I", zlib.crc32(content))
+    assert measure(frame) == FrameSize(Kind.CONTROL, 4, len(frame) - 4)
+
+
+@pytest.mark.parametrize("sections", [example(), coded_example()])
+def test_reading_undoes_writing(sections: list[Section]) -> None:
     for sent, found in zip(sections, read_frame(write_frame(Kind.ADAPTERS, sections), Kind.ADAPTERS), strict=True):
         assert found.layout == sent.layout
         assert found.values.dtype == sent.values.dtype
@@ -135,6 +159,41 @@ def test_length_is_the_formula_plus_the_declared_header(drawn: list[tuple[tuple[
     assert [section.layout for section in read_frame(frame, Kind.LABELS)] == layouts
 
 
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(
+        st.tuples(st.binary(min_size=1, max_size=40), hnp.array_shapes(min_dims=0, max_dims=4), st.booleans()),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_length_of_coded_sections_is_that_of_their_data(drawn: list[tuple[bytes, tuple[int, ...], bool]]) -> None:
+    sections = [Section.coded(*each) for each in drawn]
+    frame = write_frame(Kind.GRADIENTS, sections)
+    payload = sum(len(body) for body, _, side in drawn if not side)
+    assert len(frame) == payload + header_bytes(section.layout for section in sections)
+    assert measure(frame) == FrameSize(Kind.GRADIENTS, payload, len(frame) - payload)
+    for (body, shape, side), found in zip(drawn, read_frame(frame, Kind.GRADIENTS), strict=True):
+        assert found.values.tobytes() == body
+        assert found.layout == Layout.coded(shape, side, len(body))
+        assert found.layout.expected == Layout.coded(shape, side)
+
+
+def test_a_coded_section_has_no_length_before_there_is_data() -> None:
+    layout = Layout.coded((50, 40, 192))
+    assert (layout.length, layout.entries) == (None, 384_000)
+    assert header_bytes([layout]) == 8 + 4 + 12 + 4 + 4
+    with pytest.raises(ValueError, match=r"coded section of shape \(50, 40, 192\) has no length"):
+        _ = layout.body_bytes
+    with pytest.raises(ValueError, match="no length before there is data"):
+        write_frame(Kind.GRADIENTS, [Section(np.zeros(3, np.uint8), layout)])
+
+
+def test_a_file_costs_the_same_coded_and_packed() -> None:
+    packed = write_frame(Kind.IMAGES, [Section.codes(np.frombuffer(b"a file", np.uint8), 8)])
+    assert len(packed) == len(write_frame(Kind.IMAGES, [Section.coded(b"a file")]))
+
+
 def test_header_by_hand() -> None:
     # Prefix 8, table 4 + 12 and 4 + 8, one range of two float32 8, checksum 4.
     codes = Layout((50, 40, 192), Format.PACKED, 8)
@@ -149,6 +208,12 @@ def test_what_has_no_place_in_a_frame_is_refused_by_the_writer() -> None:
         Section.float32(np.zeros((2, 0), np.float32))
     with pytest.raises(ValueError, match="cannot have 17 bits"):
         Section.codes(np.zeros(3, np.uint16), 17)
+    with pytest.raises(ValueError, match=r"1 to 2.32 - 1 bytes, given: 0"):
+        Section.coded(b"")
+    with pytest.raises(ValueError, match="length of a packed section follows from its shape"):
+        Layout((3,), Format.PACKED, 8, length=3)
+    with pytest.raises(ValueError, match="268435457 entries; allowed: 268435456 a frame"):
+        write_frame(Kind.LABELS, [Section.coded(b"x", (2**14, 2**14)), Section.coded(b"y")])
     with pytest.raises(ValueError, match="1 to 65535 sections, given: 0"):
         write_frame(Kind.LABELS, [])
     with pytest.raises(ValueError, match="does not fit in 2 bits"):
@@ -160,10 +225,17 @@ def test_golden_frame() -> None:
     assert hashlib.sha256(frame).hexdigest() == "7943c969f01cb2eddb75fc465c6f73efc6cbd63d69ca8b90f642208662e9e368"
 
 
+def test_golden_coded_frame() -> None:
+    frame = write_frame(Kind.ACTIVATIONS, coded_example())
+    assert hashlib.sha256(frame).hexdigest() == "e28b5a8328b8db0d4a514033802b93abb0243033b90bb3a19712acc758308e04"
+
+
 # --- damage
 
 
 FRAME = write_frame(Kind.ACTIVATIONS, example())
+CODED_FRAME = write_frame(Kind.ACTIVATIONS, coded_example())
+both = pytest.mark.parametrize("frame", [FRAME, CODED_FRAME], ids=["packed", "coded"])
 
 
 def reseal(content: bytes) -> bytes:
@@ -171,32 +243,35 @@ def reseal(content: bytes) -> bytes:
     return content + struct.pack("<I", zlib.crc32(content))
 
 
-def test_every_truncation_is_refused() -> None:
-    for length in range(len(FRAME)):
+@both
+def test_every_truncation_is_refused(frame: bytes) -> None:
+    for length in range(len(frame)):
         with pytest.raises(FrameError):
-            read_frame(FRAME[:length], Kind.ACTIVATIONS)
+            read_frame(frame[:length], Kind.ACTIVATIONS)
         with pytest.raises(FrameError):
-            measure(FRAME[:length])
+            measure(frame[:length])
 
 
-def test_every_flipped_bit_is_refused() -> None:
-    for place in range(len(FRAME)):
+@both
+def test_every_flipped_bit_is_refused(frame: bytes) -> None:
+    for place in range(len(frame)):
         for bit in range(8):
-            damaged = bytearray(FRAME)
+            damaged = bytearray(frame)
             damaged[place] ^= 1 << bit
             with pytest.raises(FrameError) as caught:
                 read_frame(bytes(damaged), Kind.ACTIVATIONS)
             assert "\n" not in str(caught.value)
 
 
+@both
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_damaged_frames_are_refused(data: st.DataObject) -> None:
+def test_damaged_frames_are_refused(frame: bytes, data: st.DataObject) -> None:
     """Bursts, cuts, insertions and repetitions anywhere."""
-    start = data.draw(st.integers(0, len(FRAME)))
-    end = data.draw(st.integers(start, len(FRAME)))
-    damaged = FRAME[:start] + data.draw(st.binary(max_size=40)) + FRAME[end:]
-    if damaged != FRAME:
+    start = data.draw(st.integers(0, len(frame)))
+    end = data.draw(st.integers(start, len(frame)))
+    damaged = frame[:start] + data.draw(st.binary(max_size=40)) + frame[end:]
+    if damaged != frame:
         with pytest.raises(FrameError):
             read_frame(damaged, Kind.ACTIVATIONS)
 
@@ -208,11 +283,12 @@ def test_foreign_bytes_are_refused(junk: bytes, disguised: bool) -> None:
         read_frame(b"TSFL\x01\x01" + junk if disguised else junk, Kind.ACTIVATIONS)
 
 
+@both
 @settings(deadline=None, max_examples=300)
 @given(data=st.data())
-def test_a_forged_frame_is_refused_or_is_what_a_writer_writes(data: st.DataObject) -> None:
+def test_a_forged_frame_is_refused_or_is_what_a_writer_writes(frame: bytes, data: st.DataObject) -> None:
     """With the checksum made right, a frame that still reads has to be the only encoding of what it holds."""
-    content = bytearray(FRAME[:-4])
+    content = bytearray(frame[:-4])
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     forged = reseal(bytes(content))
@@ -250,9 +326,35 @@ def test_a_claim_of_enormous_size_allocates_nothing(dims: tuple[int, ...], code:
         tracemalloc.stop()
 
 
+def forged_coded(*dims: int, length: int, body: bytes = b"x", bits: int = 8) -> bytes:
+    table = struct.pack(f"<BBBB{len(dims)}II", 4, 0, bits, len(dims), *dims, length)
+    return reseal(b"TSFL\x01\x01\x01\x00" + table + body)
+
+
+@pytest.mark.parametrize("dims", [(2**28 + 1,), (2**14, 2**14 + 1), (2**32 - 1,) * 4, (2**16,) * 4])
+def test_a_few_coded_bytes_cannot_claim_to_be_an_enormous_array(dims: tuple[int, ...]) -> None:
+    tracemalloc.start()
+    try:
+        for refused in (lambda frame: read_frame(frame, Kind.ACTIVATIONS), measure):
+            with pytest.raises(FrameError, match=r"claim to decode to .* allowed: 268435456") as caught:
+                refused(forged_coded(*dims, length=1))
+            assert "\n" not in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert read_frame(forged_coded(2**14, 2**14, length=1), Kind.ACTIVATIONS)[0].values.tolist() == [ord("x")]
+
+
 @pytest.mark.parametrize(
     ("frame", "words"),
     [
+        (forged_coded(3, length=0, body=b""), "1 to 2.32 - 1 bytes, given: 0"),
+        (forged_coded(3, length=2**32 - 1), "claims 4294967319 bytes, given: 25 bytes"),
+        (forged_coded(3, length=2), "claims 26 bytes"),
+        (forged_coded(0, length=1), "dimensions are 1 to"),
+        (forged_coded(3, length=1, bits=7), "coded section cannot have 7 bits"),
+        (forged_coded(1, length=1)[:14], "cut short in the table entry"),
+        (forged_coded(1, length=1)[:18], "cut short in the table entry"),
         (b"", "cut short: 0 bytes"),
         (b"PK\x03\x04 and so on", "not a frame"),
         (reseal(b"TSFL\x02" + FRAME[5:-4]), "version 2 cannot be read; allowed: 1"),
@@ -281,3 +383,14 @@ def test_each_refusal_says_why_in_one_line(frame: bytes, words: str) -> None:
 def test_another_kind_is_refused() -> None:
     with pytest.raises(FrameError, match="expected a frame of labels, given: activations"):
         read_frame(FRAME, Kind.LABELS)
+
+
+def test_bytes_do_not_know_what_they_mean() -> None:
+    root = Path(tsflora.wire.__file__).parent
+    allowed = {"tsflora.errors", "tsflora.wire"}
+    for path in root.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            ours = {".".join(name.split(".")[:2]) for name in names if name.split(".")[0] == "tsflora"}
+            assert ours <= allowed, path.name

@@ -173,6 +173,7 @@ QUANTIZERS = [
     {"name": "float16"},
     {"name": "uniform", "bits": 8},
     {"name": "uniform", "bits": 3, "variant": "magnitude", "range": "token"},
+    {"name": "entropy_coded", "quantizer": {"name": "rotated", "bits": 4}},
 ]
 
 
@@ -190,7 +191,7 @@ class TestFrame:
     @pytest.mark.parametrize("quantizer", QUANTIZERS)
     def test_meanings_are_what_the_bytes_say(self, quantizer):
         frame = frame_of(quantizer)
-        numbers = {"version", "sections", "bits", "dims", "size", "CRC-32"}
+        numbers = {"version", "sections", "bits", "dims", "size", "length", "CRC-32"}
         read = 0
         for field in anatomy.frame_fields(frame):
             if field.name in numbers:

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import binom
 
-from tsflora.compression.frames import Format, Layout, Section
 from tsflora.compression.quantizers import Quantizer, quantizers
+from tsflora.compression.rotated import _block, _hadamard, _signs
 from tsflora.errors import FrameError, NumericsError
 from tsflora.seeding import torch_generator
+from tsflora.wire import Format, Layout, Section
 
 FALSE_ALARM = 1e-6
 """Chance that a correct quantizer would fail one of the statistical tests, were its seed not fixed."""
@@ -151,13 +152,16 @@ def test_nearest_is_off_by_half_a_step_at_most(x: np.ndarray, bits: int, range_:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("options", [{"name": "float32"}, {"name": "float16"}, {"name": "uniform", "bits": 8}])
+@pytest.mark.parametrize(
+    "options",
+    [{"name": "float32"}, {"name": "float16"}, {"name": "uniform", "bits": 8}, {"name": "rotated", "bits": 4}],
+)
 def test_nan_and_infinity_are_refused(bad: float, options: dict) -> None:
     x = torch.zeros(2, 3)
     x[1, 1] = bad
     for extra in (
         [{}]
-        if "bits" not in options
+        if options["name"] != "uniform"
         else [{"range": r, "variant": v} for r in ("tensor", "token", "channel") for v in ("signed", "magnitude")]
     ):
         with pytest.raises(NumericsError, match=r"shape \(2, 3\).*NaN, infinity"):
@@ -192,6 +196,197 @@ def test_strided_input() -> None:
     x = torch.randn(6, 5, 4, generator=torch_generator("x"))[::2, :, 1:].transpose(0, 1)
     for quantizer in (uniform(6), uniform(6, range="channel"), quantizers.build("float32")):
         assert torch.equal(through(quantizer, x), through(quantizer, x.contiguous()))
+
+
+# --- rotated
+
+
+def rotated(bits: int, **options: object) -> Quantizer:
+    return quantizers.build({"name": "rotated", "bits": bits, **options})
+
+
+def tokens_with_outliers(count: int, dim: int) -> torch.Tensor:
+    x = torch.randn(count, dim, generator=torch_generator("outliers", dim))
+    x[:, :: max(dim // 6, 1)] *= 20
+    return x
+
+
+def test_rotation_by_hand() -> None:
+    # Two entries are one block: their sum and their difference, signed, over the square root of 2.
+    first, second = _signs(2, 0).tolist()
+    x = torch.tensor([[3.0 * first, 1.0 * second], [0.0, 0.0], [-8.0 * first, 8.0 * second]])
+    quantizer = rotated(2, rounding="nearest")
+    codes, scales = quantizer.quantize(x, torch_generator("q"))
+    assert scales.layout == Layout((3,), Format.PACKED, 16, side=True)
+    largest, zero, alone = (scales.values.astype(np.uint32) << 16).view(np.float32)
+    assert largest == pytest.approx(4 / np.sqrt(2), rel=2**-7)  # of 4 and 2: less than 1.494 deviations
+    assert zero == 0
+    assert alone == pytest.approx(16 / np.sqrt(2), rel=2**-7)  # of 0 and -16
+    # Levels are -1, -1/3, 1/3 and 1 of the scale.
+    assert codes.values.tolist() == [[3, 2], [2, 2], [2, 0]]
+    y = np.array([[largest, largest / 3], [0, 0], [alone / 3, -alone]]) / np.sqrt(2)
+    expected = np.stack([first * (y[:, 0] + y[:, 1]), second * (y[:, 0] - y[:, 1])], axis=1)
+    np.testing.assert_allclose(quantizer.dequantize([codes, scales]).numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dim", "block"), [(192, 64), (768, 256), (8, 8), (6, 2), (5, 1), (1, 1)])
+def test_rotation_is_orthonormal_in_the_largest_blocks_that_fit(dim: int, block: int) -> None:
+    x = torch.eye(dim)
+    y = rotated(16).dequantize(rotated(16).quantize(x, torch_generator("q")))
+    assert (y - x).abs().max() < 2e-4  # undone
+    spread = _hadamard(x, block)
+    torch.testing.assert_close(spread @ spread.T, torch.eye(dim))
+    assert ((spread.abs() - block**-0.5).abs() < 1e-6).sum() == dim * block  # every entry goes to its block evenly
+    assert _block(dim) == block
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_rotation_gains_where_channels_stick_out(bits: int, rounding: str) -> None:
+    x = tokens_with_outliers(400, 192)
+    plain = through(uniform(bits, range="token", rounding=rounding), x)
+    error, plain_error = ((y - x).square().mean() for y in (through(rotated(bits, rounding=rounding), x), plain))
+    assert error < plain_error / 2
+
+
+@pytest.mark.parametrize(("bits", "decibel"), [(1, -4.40), (2, -9.25), (3, -14.27), (4, -19.38), (5, -24.57)])
+def test_nearest_is_as_good_as_uniform_levels_for_a_gaussian_can_be(bits: int, decibel: float) -> None:
+    """J. Max (1960), table II; a little better where a token's 256 entries end before the levels would."""
+    x = torch.randn(2000, 256, generator=torch_generator("x")) * torch.logspace(-3, 3, 2000).unsqueeze(1)
+    y = through(rotated(bits, rounding="nearest"), x)
+    found = 10 * np.log10(float((y - x).square().mean() / x.square().mean()))
+    assert -0.6 < found - decibel < 0.1
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_rotated_stochastic_rounding_is_unbiased(bits: int) -> None:
+    """E[s H y^] = z: the mean of n draws is off by more than the margin with a chance of at most FALSE_ALARM.
+
+    Every error is linear in independent roundings, each in an interval of one step of 2 scale / levels; Hoeffding for
+    an entry that weighs the block's 64 roundings by 1/8 each: 2 exp(-2 n margin^2 / step^2).
+    """
+    draws, dim = 20_000, 64
+    z = tokens_with_outliers(3, dim)
+    y = through(rotated(bits), z.expand(draws, 3, dim), ("unbiased", bits))
+    _, scales = rotated(bits).quantize(z, torch_generator("q"))
+    step = 2 * (scales.values.astype(np.uint32) << 16).view(np.float32) / (2**bits - 1)
+    margin = torch.from_numpy(step * np.sqrt(np.log(2 * z.numel() / FALSE_ALARM) / (2 * draws)))
+    error = (y.double().mean(dim=0) - z).abs()
+    assert (error <= margin.unsqueeze(1)).all()
+    assert (error > margin.unsqueeze(1) / 100).any(), "the margin is no wider than it has to be"
+
+
+def test_a_scale_covers_its_token_and_is_the_next_bfloat16() -> None:
+    z = tokens_with_outliers(500, 64) * torch.logspace(-38, 36, 500).unsqueeze(1)
+    largest = _hadamard(z * _signs(64, 0), 64).abs().amax(dim=1)
+    _, scales = rotated(4).quantize(z, torch_generator("q"))
+    sent = torch.from_numpy((scales.values.astype(np.uint32) << 16).view(np.float32))
+    below = torch.from_numpy(((scales.values.astype(np.uint32) - 1) << 16).view(np.float32))
+    assert (sent >= largest).all()
+    assert (below < largest).all()
+
+
+def test_the_seed_is_another_rotation() -> None:
+    x = tokens_with_outliers(4, 64)
+    sections = rotated(8, seed=1, rounding="nearest").quantize(x, torch_generator("q"))
+    assert (rotated(8, seed=1).dequantize(sections) - x).abs().max() < 0.5
+    assert (rotated(8, seed=2).dequantize(sections) - x).abs().max() > 5
+
+
+def test_signs_are_the_same_on_every_machine() -> None:
+    assert "".join("+" if sign > 0 else "-" for sign in _signs(24, 0).tolist()) == "+-+-+--+-+-+-++++-+++---"
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e30, 1e36])
+def test_sizes_at_the_ends_of_float32_are_rotated_like_others(size: float) -> None:
+    x = tokens_with_outliers(3, 64)
+    for rounding in ("nearest", "stochastic"):
+        ordinary, extreme = (through(rotated(4, rounding=rounding), each) for each in (x, x * size))
+        assert (extreme / size - ordinary).norm() < 0.2 * x.norm()
+
+
+def test_what_a_rotation_could_not_bring_back_is_refused() -> None:
+    x = torch.zeros(2, 64)
+    x[1] = 1e38
+    with pytest.raises(NumericsError, match=r"shape \(2, 64\).*too large for float32"):
+        rotated(8).quantize(x, torch_generator("q"))
+    codes, scales = rotated(8).quantize(x / 1e30, torch_generator("q"))
+    for bits in (0x7F80, 0x7FC0, 0x8001, 0xFFFF, 0x7F7F):
+        scales.values[0] = bits
+        with pytest.raises(FrameError, match="scale of a token must be finite and not negative"):
+            rotated(8).dequantize([codes, scales])
+
+
+# --- entropy coded
+
+
+def coded(**inner: object) -> Quantizer:
+    return quantizers.build({"name": "entropy_coded", "quantizer": inner})
+
+
+INNER = [
+    {"name": name, **options}
+    for name, cls in quantizers.classes().items()
+    for options in cls.examples
+    if name in ("uniform", "rotated")
+]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    x=hnp.arrays(
+        np.float32, hnp.array_shapes(min_dims=0, max_dims=4, max_side=20), elements=st.floats(-1000, 1000, width=32)
+    ),
+    inner=st.sampled_from(INNER),
+    seed=st.integers(0, 2**32),
+)
+def test_entropy_coding_changes_nothing_of_what_arrives(x: np.ndarray, inner: dict, seed: int) -> None:
+    tensor = torch.from_numpy(x)
+    plain, generators = quantizers.build(inner), [torch_generator(seed), torch_generator(seed)]
+    sections = coded(**inner).quantize(tensor, generators[0])
+    expected = plain.forward(tensor, generators[1])
+    assert torch.equal(coded(**inner).dequantize(sections), expected)
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    packed = sum(layout.body_bytes for layout in plain.layouts(x.shape))
+    assert sum(section.layout.body_bytes for section in sections) <= packed + 2 * len(sections)
+
+
+@pytest.mark.parametrize(("bits", "at_most"), [(8, 6.05), (4, 2.1), (2, 1.1)])
+def test_tokens_cost_what_their_codes_are_worth(bits: int, at_most: float) -> None:
+    x = torch.randn(50, 40, 192, generator=torch_generator("x")) * torch.linspace(0.2, 1, 192)
+    x[..., :4] *= 6
+    for inner in ({"rounding": "nearest"}, {}):
+        codes, _ = coded(name="uniform", bits=bits, **inner).quantize(x, torch_generator("q"))
+        assert 8 * codes.layout.body_bytes / x.numel() < at_most
+    assert coded(name="uniform", bits=bits).bits_per_entry is None
+
+
+def test_coded_sections_of_another_tensor_are_refused() -> None:
+    quantizer = coded(name="uniform", bits=4)
+    body, ranges = quantizer.quantize(tokens_with_outliers(40, 12), torch_generator("q"))
+    for shape in ((41, 12), (40, 13), (480,), (2**14, 2**14)):
+        with pytest.raises(FrameError, match=r"expected a tensor of shape \(40, 12\)"):
+            quantizer.dequantize([Section.coded(body.body(), shape), ranges], (40, 12))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"quantizer": "float32"}, "for quantizers that send packed codes, given: 'float32'"),
+        ({"quantizer": {"name": "entropy_coded", "quantizer": {"name": "uniform", "bits": 4}}}, "'entropy_coded'"),
+        ({"quantizer": {"name": "uniform"}}, "bits: is required"),
+        ({"quantizer": {"name": "unifrom", "bits": 8}}, "did you mean 'uniform'"),
+        ({}, "quantizer: is required"),
+        ({"bits": 8, "quantizer": "float16"}, "packed codes"),
+    ],
+)
+def test_what_cannot_be_entropy_coded_is_refused_in_one_line(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        quantizers.build({"name": "entropy_coded", **options})
+    assert "\n" not in str(caught.value)
+
+
+# --- foreign sections
 
 
 def side(*ranges: tuple[float, float]) -> Section:
@@ -253,6 +448,10 @@ def test_floats_that_are_not_finite_are_refused(name: str) -> None:
         ({}, "bits: is required"),
         ({"bits": 8, "range": "row"}, "'tensor', 'token' or 'channel'"),
         ({"bits": 8, "round": "nearest"}, "did you mean 'rounding'"),
+        ({"name": "rotated", "bits": 0}, "greater than or equal to 1; given: 0"),
+        ({"name": "rotated", "bits": 17}, "less than or equal to 16; given: 17"),
+        ({"name": "rotated", "bits": 4, "seed": -1}, "greater than or equal to 0; given: -1"),
+        ({"name": "rotated", "bits": 4, "range": "token"}, "range: unknown key"),
     ],
 )
 def test_wrong_options_say_what_is_allowed(options: dict, words: str) -> None:

@@ -6,11 +6,11 @@ from conftest import small_config
 
 from tsflora.compression import Kind, Section, Seen, TokenCodec, Tokens, token_reducers, write_frame
 from tsflora.compression.codec import TokenReceiver
-from tsflora.compression.frames import Format, Layout
 from tsflora.errors import ConfigError, FrameError
 from tsflora.experiment import assemble, run
 from tsflora.models import own_copy
 from tsflora.seeding import torch_generator
+from tsflora.wire import Format, Layout
 
 N_PATCHES, DIM = 49, 64
 

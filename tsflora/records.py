@@ -19,7 +19,7 @@ from tsflora.files import write_atomically
 from tsflora.machine import usable_cores
 
 KINDS = ("activations", "labels", "gradients", "adapters", "images", "control", "headers")
-"""What a byte on the wire is: packed payload of one of six sorts, or a frame's header, ranges and checksum."""
+"""What a byte on the wire is: payload of one of six sorts, or a frame's header, ranges and checksum."""
 
 _VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "basis"}
 

@@ -1,24 +1,13 @@
 """Tokens to bytes and back: which tokens travel, how many bits each entry gets, and the frame it all travels in.
 
 A `Codec` carries activations (`TokenCodec` composes a `TokenReducer` and a `Quantizer`), a `GradientCodec` what comes
-back, an `AdapterCodec` adapters. The wire format is written down in `tsflora.compression.frames`.
+back, an `AdapterCodec` adapters. The bytes below are `tsflora.wire`, whose names most callers need are here too.
 """
 
 from tsflora.compression.adapters import Adapter, AdapterCodec, AdapterEnd, AnyAdapterCodec, adapter_codecs
 from tsflora.compression.batch import Seen, Tokens
-from tsflora.compression.codec import (
-    AnyCodec,
-    Codec,
-    Draw,
-    Memory,
-    Receiver,
-    Sender,
-    TokenCodec,
-    codecs,
-    decode_labels,
-    encode_labels,
-)
-from tsflora.compression.frames import FrameSize, Kind, Layout, Section, header_bytes, measure, read_frame, write_frame
+from tsflora.compression.codec import AnyCodec, Codec, Draw, Memory, Receiver, Sender, TokenCodec, codecs
+from tsflora.compression.entropy_coded import EntropyCoded
 from tsflora.compression.gradients import (
     AnyGradientCodec,
     GradientCodec,
@@ -26,10 +15,26 @@ from tsflora.compression.gradients import (
     GradientSender,
     gradient_codecs,
 )
-from tsflora.compression.images import AnyImageCodec, ImageCodec, JpegImages, RawImages
 from tsflora.compression.quantizers import AnyQuantizer, Quantizer, quantizers
+from tsflora.compression.rotated import Rotated
 from tsflora.compression.tensors import TensorCodec
 from tsflora.compression.tokens import AnyTokenReducer, Reduced, TokenReducer, token_reducers
+from tsflora.wire import (
+    AnyImageCodec,
+    FrameSize,
+    ImageCodec,
+    JpegImages,
+    Kind,
+    Layout,
+    RawImages,
+    Section,
+    decode_labels,
+    encode_labels,
+    header_bytes,
+    measure,
+    read_frame,
+    write_frame,
+)
 
 __all__ = [
     "Adapter",
@@ -43,6 +48,7 @@ __all__ = [
     "AnyTokenReducer",
     "Codec",
     "Draw",
+    "EntropyCoded",
     "FrameSize",
     "GradientCodec",
     "GradientReceiver",
@@ -56,6 +62,7 @@ __all__ = [
     "RawImages",
     "Receiver",
     "Reduced",
+    "Rotated",
     "Section",
     "Seen",
     "Sender",

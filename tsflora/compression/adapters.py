@@ -14,10 +14,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from tsflora.compression.codec import Memory
-from tsflora.compression.frames import Kind, Layout
 from tsflora.compression.quantizers import AnyQuantizer, Quantizer, quantizers
 from tsflora.compression.tensors import TensorCodec
 from tsflora.config import Component, Registry
+from tsflora.wire import Kind, Layout
 
 Adapter = dict[str, Tensor]
 """Trained tensors by name, in the order in which they travel; their names do not."""

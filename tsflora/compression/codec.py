@@ -17,12 +17,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from tsflora.compression.batch import Seen, Tokens
-from tsflora.compression.bits import MAX_BITS, code_dtype
-from tsflora.compression.frames import Format, Kind, Layout, Section, read_frame, write_frame
 from tsflora.compression.quantizers import AnyQuantizer, quantizers
 from tsflora.compression.tokens import AnyTokenReducer, token_reducers
 from tsflora.config import Component, Registry
-from tsflora.errors import ConfigError, DataError, FrameError
+from tsflora.errors import FrameError
+from tsflora.wire import Format, Kind, Layout, Section, read_frame, write_frame
+from tsflora.wire.bits import code_dtype
 
 Draw = Callable[[str], torch.Generator]
 """A random stream by what it is for, as `draw("quantizer")`: seeded by the run, the round, the device and the step."""
@@ -253,45 +253,3 @@ def _side_codes(section: Section, bits: int) -> Int64[Tensor, " n"]:
     if section.layout != Layout((section.layout.entries,), Format.PACKED, bits, side=True):
         raise FrameError(f"expected one row of side information at {bits} bits, given: {section.layout}")
     return torch.from_numpy(section.values.astype(np.int64))
-
-
-def label_bits(n_classes: int) -> int:
-    """Bits per label: ceil(log2(n_classes)), at least 1.
-
-    Raises:
-        ConfigError: `n_classes` is outside 1 to 65536.
-    """
-    if not 1 <= n_classes <= 2**MAX_BITS:
-        raise ConfigError(f"labels are sent for 1 to {2**MAX_BITS} classes, given: {n_classes}")
-    return max(1, (n_classes - 1).bit_length())
-
-
-def encode_labels(labels: Int[Tensor, " batch"], n_classes: int) -> bytes:
-    """One frame of labels at `label_bits(n_classes)` bits each.
-
-    Raises:
-        DataError: a label outside 0 to n_classes - 1.
-    """
-    bits = label_bits(n_classes)
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= n_classes:
-        raise DataError(f"labels must be 0 to {n_classes - 1}, given: {lowest} to {highest}")
-    return write_frame(Kind.LABELS, [Section.codes(labels.cpu().numpy().astype(code_dtype(bits)), bits)])
-
-
-def decode_labels(frame: bytes, n_classes: int) -> Int64[Tensor, " batch"]:
-    """The labels of a frame.
-
-    Raises:
-        FrameError: a damaged frame, not a frame of labels for `n_classes` classes, or a label outside them.
-    """
-    sections = read_frame(frame, Kind.LABELS)
-    values, layout = sections[0].values, sections[0].layout
-    bits = label_bits(n_classes)
-    if len(sections) != 1 or layout != Layout((layout.entries,), Format.PACKED, bits):
-        raise FrameError(
-            f"expected one row of labels at {bits} bits, given: {[section.layout for section in sections]}"
-        )
-    if int(values.max()) >= n_classes:
-        raise FrameError(f"labels must be 0 to {n_classes - 1}, given: {int(values.max())}")
-    return torch.from_numpy(values.astype(np.int64))

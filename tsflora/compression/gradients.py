@@ -13,10 +13,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from tsflora.compression.codec import Forgetful, Memory
-from tsflora.compression.frames import Kind, Layout
 from tsflora.compression.quantizers import AnyQuantizer, Quantizer, quantizers
 from tsflora.compression.tensors import TensorCodec
 from tsflora.config import Component, Registry
+from tsflora.wire import Kind, Layout
 
 
 @runtime_checkable

@@ -16,10 +16,13 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 from typing_extensions import override
 
-from tsflora.compression.bits import MAX_BITS, code_dtype
-from tsflora.compression.frames import Format, Layout, Section
+from tsflora.compression.codes import Rounding, as_codes, as_rows, describe, rounded
 from tsflora.config import Component, Registry
 from tsflora.errors import FrameError, NumericsError
+from tsflora.wire import Format, Layout, Section
+from tsflora.wire.bits import MAX_BITS
+
+_ANY_SHAPE = (4, 6)
 
 
 class Quantizer(Component, ABC):
@@ -36,12 +39,13 @@ class Quantizer(Component, ABC):
     def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
         """What the sections of a tensor of this shape look like: all that their size depends on.
 
-        The first section has the tensor's own shape, so that a frame says what it holds.
+        The first section has the tensor's own shape, so that a frame says what it holds. Where a section's length
+        depends on the data, its layout is `Layout.coded(shape)`, without a length.
         """
 
     @abstractmethod
     def quantize(self, x: Float[Tensor, "..."], generator: torch.Generator) -> list[Section]:
-        """The sections that travel, laid out as `layouts(x.shape)`.
+        """The sections that travel, laid out as `layouts(x.shape)`; coded ones have their length.
 
         Raises:
             NumericsError: NaN, infinity, or values beyond what the format can hold.
@@ -56,25 +60,37 @@ class Quantizer(Component, ABC):
         """
 
     @property
-    def bits_per_entry(self) -> int:
-        """Payload bits per entry of the tensor; side information comes on top."""
-        return sum(layout.bits for layout in self.layouts((1,)) if not layout.side)
+    def bits_per_entry(self) -> int | None:
+        """Payload bits per entry of the tensor; side information comes on top.
+
+        None where there is no such number: payload whose length depends on the data, or that is not entry by entry.
+        """
+        payload = [layout for layout in self.layouts(_ANY_SHAPE) if not layout.side]
+        if any(layout.format == Format.CODED or layout.shape != _ANY_SHAPE for layout in payload):
+            return None
+        return sum(layout.bits for layout in payload)
 
     @property
     def n_sections(self) -> int:
         """Number of sections per tensor."""
         return len(self.layouts((1,)))
 
-    def dequantize(self, sections: Sequence[Section]) -> Float[Tensor, "..."]:
+    def dequantize(self, sections: Sequence[Section], shape: tuple[int, ...] | None = None) -> Float[Tensor, "..."]:
         """The tensor that the sections stand for, as float32 on the CPU.
 
+        A few coded bytes may claim a large shape: who knows the right one should say it, so that nothing is allocated
+        for another.
+
         Raises:
-            FrameError: sections of another number, shape, format or width than this quantizer's, or not finite.
+            FrameError: sections of another number, shape, format or width than this quantizer's, or not finite; a
+                tensor of another shape than `shape`.
         """
-        found = tuple(section.layout for section in sections)
+        found = tuple(section.layout.expected for section in sections)
         if not found or found != self.layouts(found[0].shape):
             given = ", ".join(f"{layout.bits} bits x {layout.shape}" for layout in found) or "none"
             raise FrameError(f"sections do not fit quantizer {self.model_dump()}; given: {given}")
+        if shape is not None and found[0].shape != shape:
+            raise FrameError(f"expected a tensor of shape {tuple(shape)}, given: {found[0].shape}")
         return self.restore(sections)
 
     def forward(self, x: Float[Tensor, "*shape"], generator: torch.Generator) -> Float[Tensor, "*shape"]:
@@ -120,7 +136,7 @@ class _Cast(Quantizer):
         sent = x.detach().to(self.dtype, copy=True)
         if not sent.isfinite().all():
             largest = torch.finfo(self.dtype).max
-            raise NumericsError(f"{_name(x)} holds NaN, infinity, or a magnitude above {largest:g} ({self.name})")
+            raise NumericsError(f"{describe(x)} holds NaN, infinity, or a magnitude above {largest:g} ({self.name})")
         return [Section(sent.cpu().numpy(), self.layouts(tuple(x.shape))[0])]
 
     @override
@@ -172,7 +188,7 @@ class Uniform(Quantizer):
     """`signed` quantises z; `magnitude` quantises |z| and sends the sign beside it, in one more bit per entry."""
     range: Literal["tensor", "token", "channel"] = "tensor"
     """What shares one range: everything, each vector along the last dimension, or each index of the last dimension."""
-    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    rounding: Rounding = "stochastic"
 
     @override
     def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
@@ -184,23 +200,17 @@ class Uniform(Quantizer):
 
     @override
     def quantize(self, x: Float[Tensor, "..."], generator: torch.Generator) -> list[Section]:
-        rows = _rows(x.detach().to(torch.float32))
+        rows = as_rows(x.detach().to(torch.float32))
         values = rows.abs() if self.variant == "magnitude" else rows
         lowest, highest = self._ranges(values)
         step = self._step(lowest, highest)
         if not self._representable(lowest, step):
-            raise NumericsError(f"{_name(x)} holds NaN, infinity, or a range too wide for float32")
+            raise NumericsError(f"{describe(x)} holds NaN, infinity, or a range too wide for float32")
         # Where the range is one point the step is 0, and so is every position.
         position = (values - lowest).div_(torch.where(step > 0, step, 1)).clamp_(max=self._levels)
-        if self.rounding == "nearest":
-            codes = position.round_()
-        else:
-            codes = position.floor()
-            upper = position.sub_(codes)
-            codes.add_(torch.rand(codes.shape, generator=generator, device=codes.device) < upper)
-        arrays = [_codes(codes, self.bits)]
+        arrays = [as_codes(rounded(position, self.rounding, generator), self.bits)]
         if self.variant == "magnitude":
-            arrays.append(_codes(rows < 0, 1))
+            arrays.append(as_codes(rows < 0, 1))
         arrays.append(torch.stack([lowest.ravel(), highest.ravel()], dim=1).cpu().numpy())
         layouts = self.layouts(tuple(x.shape))
         return [Section(array.reshape(layout.shape), layout) for array, layout in zip(arrays, layouts, strict=True)]
@@ -217,9 +227,9 @@ class Uniform(Quantizer):
             raise FrameError(
                 "a quantisation range must be finite with lowest <= highest (and lowest >= 0 for magnitudes)"
             )
-        rows = _rows(codes).mul_(step).add_(lowest)
+        rows = as_rows(codes).mul_(step).add_(lowest)
         if self.variant == "magnitude":
-            rows.mul_(1 - 2 * _rows(torch.from_numpy(sections[1].values.astype(np.float32))))
+            rows.mul_(1 - 2 * as_rows(torch.from_numpy(sections[1].values.astype(np.float32))))
         return rows.reshape(codes.shape)
 
     @property
@@ -241,17 +251,3 @@ class Uniform(Quantizer):
     def _representable(self, lowest: Float[Tensor, "r c"], step: Float[Tensor, "r c"]) -> bool:
         """Whether every level is finite; NaN and infinity in the data show in their range."""
         return bool((lowest.isfinite() & (lowest + self._levels * step).isfinite()).all())
-
-
-def _rows(x: Float[Tensor, "..."]) -> Float[Tensor, "rows channels"]:
-    """The tensor as a matrix of vectors along its last dimension (a scalar as 1 x 1)."""
-    return x.reshape(-1, x.shape[-1] if x.ndim else 1)
-
-
-def _codes(values: Tensor, bits: int) -> np.ndarray:
-    dtype = torch.uint8 if code_dtype(bits) is np.uint8 else torch.uint16
-    return values.to(dtype).cpu().numpy()
-
-
-def _name(x: Tensor) -> str:
-    return f"the tensor of shape {tuple(x.shape)} to be sent"

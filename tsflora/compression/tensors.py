@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tsflora.compression.frames import Kind, Section, read_frame, write_frame
 from tsflora.compression.quantizers import Quantizer
 from tsflora.errors import FrameError
+from tsflora.wire import Kind, Section, read_frame, write_frame
 
 
 class TensorCodec:

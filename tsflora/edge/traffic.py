@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tsflora.compression import Kind, Layout, header_bytes, token_reducers
-from tsflora.compression.codec import label_bits
-from tsflora.compression.frames import Format
 from tsflora.edge.deployment import Deployment
 from tsflora.errors import ConfigError
+from tsflora.wire import Format, label_bits
 
 _MIB = 2**20
 _FULL_BITS = 32

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from tsflora.compression import measure, read_frame
-from tsflora.compression.frames import Format
 from tsflora.records import KINDS
 from tsflora.report.style import DOUBLE_COLUMN_IN, KIND_COLOURS, theme
+from tsflora.wire import Format
 
 _DPI = 150
 _MUTED = "#555555"
@@ -39,7 +39,7 @@ class Field:
 
 
 def frame_fields(frame: bytes) -> list[Field]:
-    """Every field of a frame, without gaps, named as in `tsflora.compression.frames`; section bodies are one field.
+    """Every field of a frame, without gaps, named as in `tsflora.wire.frames`; section bodies are one field.
 
     Raises:
         FrameError: as `read_frame`.
@@ -64,9 +64,11 @@ def frame_fields(frame: bytes) -> list[Field]:
         add("table", line, "dims", 1, str(len(layout.shape)))
         for size in layout.shape:
             add("table", line, "size", 4, f"{size:,}")
+        if layout.length is not None:
+            add("table", line, "length", 4, f"{layout.length:,}")
     for number, section in enumerate(sections):
         layout = section.layout
-        meaning = f"{layout.entries:,} × {layout.bits} bits"
+        meaning = f"{layout.entries:,} × {layout.bits} bits" if layout.length is None else f"{layout.entries:,}, coded"
         if layout.side and layout.format != Format.PACKED and layout.entries == 2:
             meaning = " to ".join(f"{value:.3g}" for value in section.values.ravel())
         add("ranges" if layout.side else "payload", f"body, section {number}", "entries", layout.body_bytes, meaning)

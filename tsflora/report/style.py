@@ -66,8 +66,8 @@ KIND_COLOURS = {
     "gradients": "#BB5566",
     "adapters": "#DDAA33",
     "images": "#66AABB",
-    "control": "#AA4499",
     "labels": "#000000",
+    "control": "#555555",
     "headers": "#888888",
 }
 """Colour of each kind of byte (Paul Tol's "high contrast" and greys)."""

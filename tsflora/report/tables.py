@@ -28,7 +28,7 @@ MISSING = "–"
 NOT_SIGNIFICANT = "n.s."
 DIFFERENCE = ("difference", "low", "high", "n", "p_value", "bootstrap_low", "bootstrap_high", "significant")
 """Columns of a paired difference in a frame of raw numbers."""
-_SMALL_KINDS = ("labels", "headers")
+_SMALL_KINDS = ("labels", "control", "headers")
 """Printed in bytes: in MiB they would be zeros."""
 
 

@@ -5,14 +5,16 @@ from abc import ABC, abstractmethod
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from tsflora.compression.bits import code_dtype
-from tsflora.compression.frames import Format, Kind, Layout, Section, read_frame, write_frame
 from tsflora.config import Component, Registry
 from tsflora.errors import FrameError
+from tsflora.wire.bits import code_dtype
+from tsflora.wire.frames import Kind, read_frame, write_frame
+from tsflora.wire.sections import Format, Layout, Section
 
 _LENGTH_BITS = 16
 Pixels = UInt8[np.ndarray, "batch height width 3"]
@@ -63,31 +65,29 @@ class RawImages(ImageCodec):
 
 @image_codecs.register
 class JpegImages(ImageCodec):
-    """Each image as a JPEG file of its own, by Pillow at `quality`; lengths of the files, then their bytes."""
+    """Each image as a baseline JPEG file of its own, by Pillow at `quality`: the files' lengths, then the files.
+
+    Lengths are 16-bit codes, one for each file; where a file has 2^16 bytes or more, all of them are two such codes,
+    the upper half first.
+    """
 
     name = "jpeg"
     quality: int = Field(default=75, ge=1, le=95)
 
     def encode(self, images: Pixels) -> bytes:
-        """See `ImageCodec`.
-
-        Raises:
-            ValueError: an image whose file is longer than 65535 bytes.
-        """
+        """See `ImageCodec`."""
         files = [self._file(image) for image in images]
-        longest = max(len(file) for file in files)
-        if longest >= 2**_LENGTH_BITS:
-            raise ValueError(f"a JPEG file of a batch has at most {2**_LENGTH_BITS - 1} bytes, given: {longest}")
-        lengths = np.array([len(file) for file in files], dtype=code_dtype(_LENGTH_BITS))
-        content = np.frombuffer(b"".join(files), dtype=np.uint8)
-        return write_frame(Kind.IMAGES, [Section.codes(lengths, _LENGTH_BITS), Section.codes(content, 8)])
+        lengths = np.array([len(file) for file in files])
+        return write_frame(Kind.IMAGES, [_written(lengths), Section.coded(b"".join(files))])
 
     def decode(self, frame: bytes, shape: tuple[int, int, int, int]) -> Pixels:
         """See `ImageCodec`."""
         sections = read_frame(frame, Kind.IMAGES)
-        if len(sections) != 2 or sections[0].layout != Layout((shape[0],), Format.PACKED, _LENGTH_BITS):
-            raise FrameError(f"expected {shape[0]} JPEG images, given: {[section.layout for section in sections]}")
-        lengths, content = sections[0].values.astype(np.int64), sections[1].values.astype(np.uint8).tobytes()
+        layouts = [section.layout for section in sections]
+        allowed = [[_lengths_layout(shape[0], wide), Layout.coded()] for wide in (False, True)]
+        if [layout.expected for layout in layouts] not in allowed:
+            raise FrameError(f"expected {shape[0]} JPEG images, given: {layouts}")
+        lengths, content = _read_lengths(sections[0]), sections[1].values.tobytes()
         if int(lengths.sum()) != len(content):
             raise FrameError(f"JPEG files of {int(lengths.sum())} bytes are announced, given: {len(content)} bytes")
         ends = np.cumsum(lengths)
@@ -101,12 +101,39 @@ class JpegImages(ImageCodec):
         return buffer.getvalue()
 
 
+def _lengths_layout(count: int, wide: bool) -> Layout:
+    return Layout((count, 2) if wide else (count,), Format.PACKED, _LENGTH_BITS)
+
+
+def _written(lengths: Int64[np.ndarray, " batch"]) -> Section:
+    layout = _lengths_layout(len(lengths), wide=int(lengths.max()) >> _LENGTH_BITS > 0)
+    halves = np.stack([lengths >> _LENGTH_BITS, lengths & (2**_LENGTH_BITS - 1)], axis=1)
+    values = halves if layout.shape == halves.shape else lengths
+    return Section(values.astype(code_dtype(_LENGTH_BITS)), layout)
+
+
+def _read_lengths(section: Section) -> Int64[np.ndarray, " batch"]:
+    lengths = section.values.astype(np.int64)
+    if lengths.ndim == 1:
+        return lengths
+    if not lengths[:, 0].any():
+        raise FrameError("JPEG files that are all shorter than 2^16 bytes have lengths of one 16-bit code each")
+    return (lengths[:, 0] << _LENGTH_BITS) + lengths[:, 1]
+
+
 def _pixels(file: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The image in a file.
+
+    The plug-in is called by itself, and not through `Image.open`, which has opinions of its own about large images and
+    about other formats inside a JPEG. It reads no more than the header, so that an image of another size than ours is
+    refused before anything is allocated for its pixels.
+    """
     try:
-        with Image.open(io.BytesIO(file), formats=["JPEG"]) as image:
-            # The size is known before a pixel is decoded, so a forged header cannot make us allocate.
-            if (image.height, image.width, 3) != shape or image.mode != "RGB":
-                raise FrameError(f"expected a JPEG image of {shape}, given: {image.size} pixels in {image.mode}")
+        with JpegImageFile(io.BytesIO(file)) as image:
+            if (image.height, image.width, 3) != shape or image.mode != "RGB" or "progressive" in image.info:
+                raise FrameError(f"expected a baseline JPEG image of {shape}, given: {image.size} in {image.mode}")
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except FrameError:
+        raise
+    except Exception as error:  # whatever a parser of foreign bytes stumbles on
         raise FrameError(f"an image is not a readable JPEG ({error})") from None
