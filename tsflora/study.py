@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import joblib
-import yaml
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ from tsflora.experiment import AnyDataSource, AnyPartition, ExperimentConfig, Me
 from tsflora.federation import TrainingConfig
 from tsflora.files import check_writable
 from tsflora.models import BackboneConfig, LoraConfig
+from tsflora.params import read_yaml
 from tsflora.records import RunRecord, config_digest, provenance
 from tsflora.settings import Settings
 
@@ -74,16 +74,9 @@ class StudyConfig(Config):
         """Read a params.yaml.
 
         Raises:
-            ConfigError: the file is missing, not YAML, or holds a key or value that is not allowed.
+            ConfigError: the file is missing, not YAML, or holds a key or value that is not allowed (see `read_yaml`).
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: a mapping of keys to values is expected; given: {type(values).__name__}")
         return cls.parse(values, str(path))
