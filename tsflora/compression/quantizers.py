@@ -98,7 +98,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradient.to(ctx.dtype), None
 
 
-quantizers = Registry[Quantizer]("quantizer", "tsflora.quantizers")
+quantizers = Registry[Quantizer]("quantizer", "tsflora.quantizers", Quantizer)
 
 
 class _Cast(Quantizer):

@@ -64,7 +64,7 @@ class TokenReducer(Component, ABC):
         """
 
 
-token_reducers = Registry[TokenReducer]("token reducer", "tsflora.token_reducers")
+token_reducers = Registry[TokenReducer]("token reducer", "tsflora.token_reducers", TokenReducer)
 
 
 def _keep_all(tokens: Float[Tensor, "batch tokens dim"]) -> Reduced:

@@ -47,7 +47,7 @@ class DataSource(Component):
         return train.image_set(self.train_size, self.name, "train"), test.image_set(self.test_size, self.name, "test")
 
 
-data_sources = Registry[DataSource]("data source", "tsflora.data_sources")
+data_sources = Registry[DataSource]("data source", "tsflora.data_sources", DataSource)
 
 
 @data_sources.register
