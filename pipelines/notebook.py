@@ -12,11 +12,11 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 import nbformat
 import papermill
 import typer
-import yaml
 from command import one_line_errors
 from jupyter_client.kernelspec import NoSuchKernel
 
 from tsflora.errors import ConfigError, StorageError, TsfloraError
+from tsflora.params import parse_yaml
 
 
 def main(
@@ -32,7 +32,7 @@ def main(
     A notebook that fails is written with the failing cell, and its error is printed as one line.
     """
     with one_line_errors():
-        values = {"params": str(params), **dict(map(_parse, parameter or []))}
+        values = {"params": str(params), **_parsed(parameter or [])}
         if not notebook.exists():
             raise ConfigError(f"notebook {notebook} does not exist")
         try:
@@ -55,14 +55,20 @@ def main(
             raise TsfloraError(" ".join(line.split())) from None
 
 
-def _parse(pair: str) -> tuple[str, Any]:
-    name, separator, value = pair.partition("=")
-    try:
-        if separator:
-            return name, yaml.safe_load(value)
-    except yaml.YAMLError:
-        pass
-    raise ConfigError(f"--parameter {pair!r}: name=value is expected, the value as YAML, e.g. seeds=[0,1]")
+def _parsed(pairs: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        expected = f"--parameter {pair!r}: name=value is expected, the value as YAML, e.g. seeds=[0,1]"
+        if not separator:
+            raise ConfigError(expected)
+        if name in values:
+            raise ConfigError(f"--parameter {pair!r}: {name!r} is given twice")
+        try:
+            values[name] = parse_yaml(value, "the value")
+        except ConfigError as error:
+            raise ConfigError(f"{expected}; {error}") from None
+    return values
 
 
 def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 from command import one_line_errors
 
 from tsflora.config import did_you_mean
 from tsflora.errors import ConfigError
 from tsflora.experiment import run_of
 from tsflora.files import write_atomically
+from tsflora.params import read_yaml
 from tsflora.prepared import prepare_backbone, prepare_images
 from tsflora.revisions import revisions as all_revisions
 from tsflora.settings import Settings
@@ -93,14 +93,15 @@ def records(
 def _folder_of_methods(pipeline: Path, study: StudyConfig) -> dict[tuple[str, str], str]:
     """The run stage of each (data set, method), which is also the name of its folder of records."""
     try:
-        stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]["run"]["foreach"]
+        content = read_yaml(pipeline) if pipeline.exists() else {}
+        stages = content["stages"]["run"]["foreach"]
         listed = {
             (dataset, method): stage
             for stage, item in stages.items()
             for dataset in ([item["dataset"]] if "dataset" in item else study.datasets)
             for method in item["methods"].split(",")
         }
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+    except (LookupError, TypeError, AttributeError):
         raise ConfigError(f"{pipeline} has no run stages; a study's params.yaml and dvc.yaml lie together") from None
     for dataset, method in itertools.product(study.datasets, study.methods):
         if (dataset, method) not in listed:

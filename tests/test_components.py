@@ -7,6 +7,7 @@ point and tested like the built-in ones, so that an unfinished one cannot be lis
 import contextlib
 import math
 from collections.abc import Sequence
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import numpy as np
@@ -169,21 +170,10 @@ def test_the_built_in_components_are_listed() -> None:
 # --- a third party's components
 
 
-class Entry:
-    """An entry point as `importlib.metadata` hands it out."""
-
-    def __init__(self, cls: type[Component]) -> None:
-        self.name = cls.name
-        self._cls = cls
-
-    def load(self) -> type[Component]:
-        return self._cls
-
-
 def installed(monkeypatch: pytest.MonkeyPatch, group: str, cls: type[Component]) -> Registry:
     """A fresh registry of `group`, on a machine where a package with `cls` is installed."""
-    monkeypatch.setattr(tsflora.config, "entry_points", lambda group: [Entry(cls)] if group == wanted else [])
-    wanted = group
+    entry = EntryPoint(cls.name, f"{cls.__module__}:{cls.__qualname__}", group)
+    monkeypatch.setattr(tsflora.config, "entry_points", lambda group: [entry] if group == entry.group else [])
     return Registry("plug-in", group)
 
 
@@ -349,11 +339,12 @@ def test_an_unfinished_reducer_does_not_conform(monkeypatch: pytest.MonkeyPatch)
         check_reducer("rescaled", {"n": 4}, registry)
 
 
+class Empty(Quantizer):
+    """Nothing yet."""
+
+    name = "empty"
+
+
 def test_a_component_without_its_methods_cannot_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Empty(Quantizer):
-        """Nothing yet."""
-
-        name = "empty"
-
-    with pytest.raises(TypeError, match="abstract"):
+    with pytest.raises(ValueError, match="'empty' is abstract: it has no layouts, quantize, restore"):
         installed(monkeypatch, quantizers.group, Empty).build("empty")

@@ -106,6 +106,12 @@ def test_notebook_script_names_unknown_parameters_and_files(tmp_path, params):
     assert_one_line_error(outcome, "has no parameter 'method'", "methods")
     outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "--params", params, "-p", "seeds=[0")
     assert_one_line_error(outcome, "seeds=[0", "name=value is expected")
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "--params", params, "-p", "backbone={a: 1, a: 2}")
+    assert_one_line_error(outcome, "backbone={a: 1, a: 2}", "line 1: key 'a' is there twice")
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "--params", params, "-p", "seeds=010")
+    assert_one_line_error(outcome, "seeds=010", "010 is read in different ways")
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "--params", params, "-p", "cut=0", "-p", "cut=1")
+    assert_one_line_error(outcome, "'cut=1': 'cut' is given twice")
     (tmp_path / "cut.ipynb").write_text(notebook.read_text()[:500])
     outcome = script("notebook.py", tmp_path / "cut.ipynb", tmp_path / "o.ipynb", "--params", params)
     assert_one_line_error(outcome, "cut.ipynb is not a notebook")
@@ -142,6 +148,9 @@ def test_committed_records_need_the_stages_they_belong_to(tmp_path, params):
     (tmp_path / "dvc.yaml").write_text("stages: {run: {foreach: {mine: {methods: none_of_them}}}}")
     outcome = script("prepare.py", "records", joined, tmp_path / "out", "--params", params)
     assert_one_line_error(outcome, "no run stage lists method 'fed_lora' on digits")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  run: {foreach: {}}\n  run: {foreach: {}}")
+    outcome = script("prepare.py", "records", joined, tmp_path / "out", "--params", params)
+    assert_one_line_error(outcome, "dvc.yaml, line 3: key 'run' is there twice, first in line 2")
     assert not (tmp_path / "out").exists()
 
 

@@ -65,7 +65,7 @@ def training(**options):
             "algorithm 'fed_lora' sends no activations; remove quantizer",
         ),
         ({"seeds": [-1]}, r"seeds\.0: .*greater than or equal to 0; given: -1"),
-        ({"seeds": [1, 1]}, r"seeds: every seed once"),
+        ({"seeds": [1, 1]}, r"seeds: each one once; given: \[1, 1\]"),
         ({"datasets": {"digits": None}}, r"datasets\.digits: a data source is a name, or a mapping"),
         ({"augment": {"flipp": True}}, r"flipp: unknown key; did you mean 'flip'\?"),
         ({"methods": {}}, r"methods: .*at least 1"),
@@ -241,14 +241,20 @@ def test_settings_come_from_the_environment_and_are_checked(monkeypatch, tmp_pat
         Settings.from_environment(device="mps").torch_device()
 
 
-def swept(**changes):
+def swept_values(gradient_quantizer=None, **changes):
     base = {
         "algorithm": "sflora",
         "tokens": {"name": "top_k_merge", "n_tokens": 30},
         "quantizer": {"name": "uniform", "bits": 8},
     }
+    if gradient_quantizer:
+        base["gradient_quantizer"] = gradient_quantizer
     sweep = {"base": "mine", "vary": {"tokens.n_tokens": [30, 20], "cut": [2, 3]}, "partitions": ["iid"], "seeds": [1]}
-    return StudyConfig.parse(study_values(methods={"mine": base}, sweeps={"grid": {**sweep, **changes}}))
+    return study_values(methods={"mine": base}, sweeps={"grid": {**sweep, **changes}})
+
+
+def swept(**changes):
+    return StudyConfig.parse(swept_values(**changes))
 
 
 def test_a_sweep_is_the_grid_without_what_the_study_runs_anyway():
@@ -278,16 +284,49 @@ def test_a_swept_component_takes_only_the_options_that_were_given():
         ({"base": "miine"}, r"unknown method 'miine'; did you mean 'mine'\?"),
         (
             {"vary": {"tokenz.n_tokens": [3]}},
-            r"sweeps\.grid\.vary: unknown setting 'tokenz\.n_tokens'; did you mean 'tok",
+            r"sweeps\.grid: vary: unknown setting 'tokenz\.n_tokens'; did you mean 'tok",
         ),
-        ({"vary": {"quantizer.bits": [99]}}, r"sweeps\.grid at bits 99.*bits: .*less than or equal to 16; given: 99"),
+        (
+            {"vary": {"quantizer.bits": [99]}},
+            r"grid: point \(bits 99\).*bits: .*less than or equal to 16; given: 99",
+        ),
         ({"partitions": ["idd"]}, r"unknown partition 'idd'; did you mean 'iid'\?"),
+        ({"datasets": ["digit"]}, r"unknown dataset 'digit'; did you mean 'digits'\?"),
+        ({"vary": {}}, r"vary: .*at least 1"),
+        ({"vary": {"cut": []}}, r"vary\.cut: .*at least 1"),
+        ({"vary": {"cut": 3}}, r"vary\.cut: .*valid list; given: 3"),
+        ({"vary": {"cut": [3, 3]}}, "vary: cut 3 and cut 3 are one point"),
+        ({"vary": {"cut": [2, None]}}, "vary: cut 2 and cut None are one point"),
+        ({"vary": {"quantizer": ["float32", {"name": "float32"}]}}, "float32 and quantizer float32 are one point"),
+        ({"vary": {"cut": [True]}}, r"point \(cut True\)\.cut: .*valid integer; given: True"),
+        ({"vary": {"label": ["a", "b"]}}, "vary: a point is labelled by its values; remove label"),
+        (
+            {"vary": {"tokens": ["all"], "tokens.n_tokens": [4]}},
+            r"tokens\.n_tokens is a part of tokens; vary one",
+        ),
+        (
+            {"vary": {"adapter_quantizer.bits": [4]}},
+            "the base sets no adapter_quantizer.bits; vary adapter_quantizer as",
+        ),
+        ({"vary": {"algorithm": ["fed_lora"]}}, r"point \(algorithm fed_lora\): .*sends no activations; remove"),
+        ({"vary": {"algorithm": ["sflorra"]}}, "unknown algorithm 'sflorra'"),
+        ({"seeds": []}, r"seeds: .*at least 1"),
+        ({"seeds": [0, 0]}, r"seeds: each one once; given: \[0, 0\]"),
+        ({"seeds": [-1]}, "greater than or equal to 0; given: -1"),
+        ({"partitions": []}, r"partitions: .*at least 1"),
+        ({"partitions": ["iid", "iid"]}, r"partitions: each one once; given: \['iid', 'iid'\]"),
+        ({"datasets": []}, r"datasets: .*at least 1"),
     ],
+    ids=str,
 )
-def test_a_wrong_sweep_is_one_line(changes, line):
+def test_a_wrong_sweep_is_one_line_when_the_file_is_read(tmp_path, changes, line):
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(swept_values(**changes)))
     with pytest.raises(ConfigError, match=line) as caught:
-        swept(**changes).sweep_cells("grid")
+        StudyConfig.read(path)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}")
+    assert "sweeps.grid" in str(caught.value)
 
 
 def test_a_methods_own_cut_wins():

@@ -1,8 +1,6 @@
 """A study: one params.yaml -> its cells -> their records, over worker processes."""
 
 import datetime
-import itertools
-import json
 import logging
 import os
 import threading
@@ -10,90 +8,95 @@ import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import Manager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
 import joblib
-import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from tqdm import tqdm
 
-from tsflora.config import Config, did_you_mean
+from tsflora.config import Key, did_you_mean
 from tsflora.data import AugmentConfig
 from tsflora.errors import ConfigError, StorageError, TsfloraError
 from tsflora.experiment import AnyDataSource, AnyPartition, ExperimentConfig, MethodConfig, Progress, run
 from tsflora.federation import TrainingConfig
 from tsflora.files import check_writable
 from tsflora.models import BackboneConfig, LoraConfig
+from tsflora.params import read_yaml
+from tsflora.plugins import PluginConfig
 from tsflora.records import RunRecord, provenance
 from tsflora.settings import Settings
+from tsflora.sweeps import Seeds, Sweep
 
 _log = logging.getLogger(__name__)
 _REPORT_EVERY_S = 0.5
 
 Reports = Any
 """A manager's proxy of a queue of (text, rounds finished), ended by None; the proxy's class is made at run time."""
+ValueT = TypeVar("ValueT")
 
 
-class Sweep(Config):
-    """A grid around one method: `base` with every combination of the values in `vary`, on part of the study's axes."""
-
-    base: str
-    """A key of `methods`."""
-    vary: dict[str, list[Any]] = Field(min_length=1)
-    """Values by setting: `cut`, or with its component, as in `tokens.n_tokens` and `quantizer.bits`."""
-    datasets: tuple[str, ...] | None = None
-    """None takes the whole axis; the same for `partitions` and `seeds`."""
-    partitions: tuple[str, ...] | None = None
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-
-
-class StudyConfig(Config):
+class StudyConfig(PluginConfig):
     """The content of a params.yaml: what all cells share, and the axes along which they differ."""
 
-    name: str
-    datasets: dict[str, AnyDataSource] = Field(min_length=1)
-    partitions: dict[str, AnyPartition] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    name: Key
+    datasets: dict[Key, AnyDataSource] = Field(min_length=1)
+    partitions: dict[Key, AnyPartition] = Field(min_length=1)
+    seeds: Seeds
     backbone: BackboneConfig
     lora: LoraConfig = LoraConfig()
     cut: int = Field(default=2, ge=1)
     training: TrainingConfig = TrainingConfig()
     augment: AugmentConfig | None = None
-    methods: dict[str, MethodConfig] = Field(min_length=1)
-    sweeps: dict[str, Sweep] = Field(default_factory=dict)
+    methods: dict[Key, MethodConfig] = Field(min_length=1)
+    sweeps: dict[Key, Sweep] = Field(default_factory=dict)
 
-    @field_validator("seeds")
+    @field_validator("datasets", "partitions", "methods", "sweeps")
     @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"every seed once; given: {list(seeds)}")
-        return seeds
+    def _a_folder_each(cls, entries: dict[str, Any]) -> dict[str, Any]:
+        seen: dict[str, str] = {}
+        for key in entries:
+            if (other := seen.setdefault(key.lower(), key)) != key:
+                raise ValueError(f"{other!r} and {key!r} are one folder on some disks; rename one")
+        return entries
+
+    @model_validator(mode="after")
+    def _sweeps_fit(self) -> "StudyConfig":
+        owners = {key.lower(): "a method" for key in self.methods}
+        for name, sweep in self.sweeps.items():
+            where = f"sweeps.{name}"
+            try:
+                _chosen("method", sweep.base, self.methods)
+                _chosen("dataset", sweep.datasets, self.datasets)
+                _chosen("partition", sweep.partitions, self.partitions)
+                points = self._points(name)
+            except ConfigError as error:
+                raise ValueError(f"{where}: {error}") from None
+            for key in points:
+                if (owner := owners.setdefault(key.lower(), where)) != where:
+                    raise ValueError(f"{where}: its point {key!r} has the name of {owner}; rename one")
+        return self
 
     @classmethod
     def read(cls, path: Path | str) -> "StudyConfig":
-        """Read a params.yaml.
+        """Read a params.yaml; files in `plugins` are relative to it.
 
         Raises:
-            ConfigError: the file is missing, not YAML, or holds a key or value that is not allowed.
+            ConfigError: the file is missing, not YAML, or holds a key or value that is not allowed (see `read_yaml`).
         """
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        values = read_yaml(path)
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: a mapping of keys to values is expected; given: {type(values).__name__}")
+        if isinstance(plugins := values.get("plugins"), list):
+            beside = Path(path).parent
+            values["plugins"] = [str(beside / file) if isinstance(file, str) else file for file in plugins]
         return cls.parse(values, str(path))
 
     def cells(
         self,
         dataset: str | None = None,
-        methods: Sequence[str] | None = None,
-        partitions: Sequence[str] | None = None,
-        seeds: Sequence[int] | None = None,
+        methods: Sequence[str] | str | None = None,
+        partitions: Sequence[str] | str | None = None,
+        seeds: Sequence[int] | int | None = None,
         backbone: Mapping[str, object] | None = None,
     ) -> list[ExperimentConfig]:
         """The study's runs of its methods, or those of a part of its axes; None takes the whole axis.
@@ -101,40 +104,50 @@ class StudyConfig(Config):
         `backbone` replaces the study's.
 
         Raises:
-            ConfigError: a name that the study does not have, or a wrong backbone.
+            ConfigError: a name that the study does not have, an empty part of an axis, or a wrong backbone.
         """
-        for seed in seeds or ():
-            if seed < 0:
-                raise ConfigError(f"seeds: 0 or more; given: {seed}")
         chosen = {key: self.methods[key] for key in _chosen("method", methods, self.methods)}
-        datasets = _chosen("dataset", None if dataset is None else [dataset], self.datasets)
+        datasets = _chosen("dataset", dataset, self.datasets)
         return self._runs(datasets, chosen, _chosen("partition", partitions, self.partitions), seeds, backbone)
 
     def sweep_cells(
         self,
         sweep: str,
         dataset: str | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int] | int | None = None,
         backbone: Mapping[str, object] | None = None,
     ) -> list[ExperimentConfig]:
         """The runs of a sweep, but for the points that are methods of the study anyway.
 
         Raises:
-            ConfigError: as `cells`, or a value in `vary` that no method can have.
+            ConfigError: as `cells`.
         """
         (name,) = _chosen("sweep", [sweep], self.sweeps)
         chosen = self.sweeps[name]
-        (base,) = _chosen("method", [chosen.base], self.methods)
-        known = [_without_label(method) for method in self.methods.values()]
-        points = {
-            key: method
-            for values in itertools.product(*chosen.vary.values())
-            for key, method in [_varied(name, self.methods[base], dict(zip(chosen.vary, values, strict=True)))]
-            if _without_label(method.model_copy(update={"cut": None} if method.cut == self.cut else {})) not in known
-        }
-        datasets = _chosen("dataset", chosen.datasets if dataset is None else [dataset], self.datasets)
+        datasets = _chosen("dataset", chosen.datasets if dataset is None else dataset, self.datasets)
         partitions = _chosen("partition", chosen.partitions, self.partitions)
-        return self._runs(datasets, points, partitions, chosen.seeds if seeds is None else seeds, backbone, name)
+        seeds = chosen.seeds if seeds is None else seeds
+        return self._runs(datasets, self._points(name), partitions, seeds, backbone, name)
+
+    def _points(self, name: str) -> dict[str, MethodConfig]:
+        """The points of a sweep by key, without those that are methods of the study."""
+        sweep = self.sweeps[name]
+        planned = {self._content(method) for method in self.methods.values()}
+        points: dict[str, MethodConfig] = {}
+        seen: dict[str, str | None] = {}
+        for key, method in sweep.points(name, self.methods[sweep.base]):
+            content = self._content(method)
+            for mark in (key.lower(), content):
+                if mark in seen:
+                    raise ConfigError(f"vary: {seen[mark]} and {method.label} are one point")
+                seen[mark] = method.label
+            if content not in planned:
+                points[key] = method
+        return points
+
+    def _content(self, method: MethodConfig) -> str:
+        """What a method computes in this study, whatever it is called."""
+        return method.model_copy(update={"label": None, "cut": method.cut or self.cut}).model_dump_json()
 
     def all_cells(self) -> list[ExperimentConfig]:
         """Every planned run, methods first, then the sweeps' points."""
@@ -145,7 +158,7 @@ class StudyConfig(Config):
         datasets: Sequence[str],
         methods: Mapping[str, MethodConfig],
         partitions: Sequence[str],
-        seeds: Sequence[int] | None,
+        seeds: Sequence[int] | int | None,
         backbone: Mapping[str, object] | None,
         sweep: str | None = None,
     ) -> list[ExperimentConfig]:
@@ -168,36 +181,38 @@ class StudyConfig(Config):
             for dataset in datasets
             for key, method in methods.items()
             for partition in partitions
-            for seed in (self.seeds if seeds is None else seeds)
+            for seed in (self.seeds if seeds is None else _seeds(seeds))
         ]
 
 
-def _varied(sweep: str, base: MethodConfig, values: Mapping[str, object]) -> tuple[str, MethodConfig]:
-    """Key and method of one point of a sweep."""
-    content = json.loads(base.model_dump_json(exclude_unset=True))
-    for setting, value in values.items():
-        *path, last = setting.split(".")
-        place = content
-        for part in path:
-            place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise ConfigError(f"sweeps.{sweep}.vary: unknown setting {setting!r}; {did_you_mean(path[0], content)}")
-        place[last] = value
-    named = {setting.rsplit(".", 1)[-1]: value for setting, value in values.items()}
-    content["label"] = ", ".join(f"{name} {value}" for name, value in named.items())
-    key = "-".join([sweep, *(f"{name}_{value}" for name, value in named.items())])
-    return key, MethodConfig.parse(content, f"sweeps.{sweep} at {content['label']}")
-
-
-def _without_label(method: MethodConfig) -> MethodConfig:
-    return method.model_copy(update={"label": None})
-
-
-def _chosen(axis: str, names: Sequence[str] | None, known: Mapping[str, object]) -> Sequence[str]:
-    for name in names or ():
-        if name not in known:
+def _chosen(axis: str, given: Sequence[str] | str | None, known: Mapping[str, object]) -> Sequence[str]:
+    """Names of an axis: a single one, several, or all."""
+    if given is None:
+        return tuple(known)
+    names = _several(f"{axis}s: one or more of {', '.join(known)}", given, str)
+    for name in names:
+        if not isinstance(name, str) or name not in known:
             raise ConfigError(f"unknown {axis} {name!r}; {did_you_mean(name, known)}")
-    return tuple(known) if names is None else names
+    return names
+
+
+def _seeds(given: Sequence[int] | int) -> Sequence[int]:
+    seeds = _several(expected := "seeds: whole numbers from 0", given, int)
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ConfigError(f"{expected}; given: {seed!r}")
+    return seeds
+
+
+def _several(expected: str, given: object, sort: type[ValueT]) -> Sequence[ValueT]:
+    """A list of things, each of them once; a single one is a list of one."""
+    if isinstance(given, sort):
+        return [given]
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise ConfigError(f"{expected}, or null for all; given: {given!r}")
+    if any(given.count(one) > 1 for one in given):
+        raise ConfigError(f"{expected}, each one once; given: {list(given)!r}")
+    return given
 
 
 def run_cells(

@@ -114,7 +114,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradient.to(ctx.dtype), None
 
 
-quantizers = Registry[Quantizer]("quantizer", "tsflora.quantizers")
+quantizers = Registry[Quantizer]("quantizer", "tsflora.quantizers", Quantizer)
 
 AnyQuantizer = Annotated[SerializeAsAny[Quantizer], BeforeValidator(quantizers.build)]
 """In a configuration: a name, or a mapping with a name and options."""

@@ -59,7 +59,7 @@ class TokenReducer(Component, ABC):
         """
 
 
-token_reducers = Registry[TokenReducer]("token reducer", "tsflora.token_reducers")
+token_reducers = Registry[TokenReducer]("token reducer", "tsflora.token_reducers", TokenReducer)
 
 AnyTokenReducer = Annotated[SerializeAsAny[TokenReducer], BeforeValidator(token_reducers.build)]
 """In a configuration: a name, or a mapping with a name and options."""

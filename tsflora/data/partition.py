@@ -69,7 +69,7 @@ class Partition(Component):
         return [np.sort(shard) for shard in shards]
 
 
-partitions = Registry[Partition]("partition", "tsflora.partitions")
+partitions = Registry[Partition]("partition", "tsflora.partitions", Partition)
 
 
 @partitions.register

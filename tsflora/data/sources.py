@@ -87,7 +87,7 @@ class DataSource(Component):
         return train.subset(order[n:]), train.subset(order[:n])
 
 
-data_sources = Registry[DataSource]("data source", "tsflora.data_sources")
+data_sources = Registry[DataSource]("data source", "tsflora.data_sources", DataSource)
 
 
 @data_sources.register
