@@ -54,6 +54,7 @@ from tsflora.federation import (
     schedulers,
 )
 from tsflora.models import BackboneConfig, LoraConfig, WholeModel, add_lora, load_backbone, read_adapter, split
+from tsflora.plugins import PluginConfig
 from tsflora.prepared import images_sha256, prepared_backbone, prepared_images, weights_sha256
 from tsflora.records import Basis, Geometry, Round, RunRecord, config_digest, device_name, provenance
 from tsflora.revisions import revisions_of, sources_of, versions
@@ -122,7 +123,7 @@ class MethodConfig(Config):
         return self
 
 
-class ExperimentConfig(Config):
+class ExperimentConfig(PluginConfig):
     """All that determines one run's numbers."""
 
     dataset: AnyDataSource
@@ -169,7 +170,7 @@ class ExperimentConfig(Config):
     def without_names(self) -> "ExperimentConfig":
         """What the run computes, whatever its method is called."""
         method = self.method.model_copy(update={"label": None, "cut": None})
-        return self.model_copy(update={"method": method, "method_key": "", "sweep": None})
+        return self.model_copy(update={"method": method, "method_key": "", "sweep": None, "plugins": ()})
 
 
 def run_of(record: RunRecord) -> ExperimentConfig:

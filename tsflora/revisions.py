@@ -4,11 +4,8 @@ A record stays valid while these stay, whatever else changes in the code. They a
 `tests/test_golden.py` fails where numbers changed and they did not.
 """
 
-import hashlib
-import inspect
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,6 +14,7 @@ from tsflora.compression import adapter_codecs, codecs, gradient_codecs, quantiz
 from tsflora.config import Component
 from tsflora.data import data_sources, partitions, tasks
 from tsflora.federation import TRAJECTORY, algorithms, schedulers
+from tsflora.foreign import source_digest
 
 REGISTRIES = (
     algorithms,
@@ -64,12 +62,8 @@ def sources_of(*configs: object) -> dict[str, str]:
 
     Our own revisions are held by a golden log; of anybody else's code only the text can tell that it changed.
     """
-    return {
-        title(type(part)): hashlib.sha256(Path(inspect.getfile(type(part))).read_bytes()).hexdigest()
-        for config in configs
-        for part in components_of(config)
-        if type(part).__module__.split(".")[0] != __name__.split(".")[0]
-    }
+    parts = [type(part) for config in configs for part in components_of(config)]
+    return {title(part): digest for part in parts if (digest := source_digest(part)) is not None}
 
 
 def revisions() -> dict[str, Any]:

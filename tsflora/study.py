@@ -164,6 +164,7 @@ class StudyConfig(PluginConfig):
     ) -> list[ExperimentConfig]:
         return [
             ExperimentConfig(
+                plugins=self.plugins,
                 dataset=self.datasets[dataset],
                 partition=self.partitions[partition],
                 dataset_key=dataset,
