@@ -67,6 +67,7 @@ KIND_COLOURS = {
     "adapters": "#DDAA33",
     "images": "#66AABB",
     "labels": "#000000",
+    "control": "#555555",
     "headers": "#888888",
 }
 """Colour of each kind of byte (Paul Tol's "high contrast" and greys)."""

@@ -74,9 +74,8 @@ def _codec(side: ServerSide, n_tokens: int, bits: int) -> tuple[SelectAndMerge, 
     codec = side.terms.plan.codec
     reducer, quantizer = (codec.tokens, codec.quantizer) if isinstance(codec, TokenCodec) else (None, None)
     if not isinstance(reducer, SelectAndMerge) or not isinstance(quantizer, Uniform):
-        given = [part.name for part in (reducer, quantizer) if part is not None] or [
-            codec.name if codec else "no codec"
-        ]
+        parts = [codec] if reducer is None else [reducer, quantizer]
+        given = ["no codec" if part is None else part.name for part in parts]
         raise ConfigError(
             "measuring varies n_tokens and bits, so the method needs a token reducer that selects and merges and the "
             f"uniform quantizer; given: {', '.join(given)}"
