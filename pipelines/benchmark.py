@@ -6,72 +6,85 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from command import one_line_errors
 from tqdm import trange
 
-from tsflora.compression import Kind, TensorCodec, TokenCodec, quantizers, token_reducers
-from tsflora.data import ImageSet
-from tsflora.federation import OptimizerConfig, Setup, TrainingConfig, algorithms
+from tsflora.compression import Kind, TokenCodec, write_frame
+from tsflora.experiment import ExperimentConfig, assemble
+from tsflora.federation import InProcessFleet, Message
+from tsflora.federation.server import SplitServer
 from tsflora.files import write_atomically
-from tsflora.models import BackboneConfig, LoraConfig, add_lora, load_backbone, split
+from tsflora.settings import Settings
 
-ResultT = TypeVar("ResultT")
-
-
-class Stopwatch:
-    """Wraps methods and adds up the time that is spent in them."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def wrap(self, function: Callable[..., ResultT]) -> Callable[..., ResultT]:
-        """`function`, timed."""
-
-        def timed(*arguments: object) -> ResultT:
-            start = time.perf_counter()
-            try:
-                return function(*arguments)
-            finally:
-                self.seconds += time.perf_counter() - start
-
-        return timed
+WARM_STEPS = 2
+"""Not timed: the first ones allocate."""
 
 
-def random_setup(batch_size: int, n_tokens: int, bits: int) -> Setup:
-    """ViT-Tiny/16 at 112 px with random weights and one device's random images: time does not depend on either."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch_size, 32, 32, 3), dtype=np.uint8)
-    data = ImageSet(images, rng.integers(0, 10, batch_size), tuple("0123456789"))
-    config = BackboneConfig(name="vit_tiny_patch16_224", image_size=112, weights="random")
-    backbone = load_backbone(config, n_classes=10, seed=0)
-    add_lora(backbone.model, LoraConfig(), seed=0)
-    device_part, server_part = split(backbone.model, cut=2)
-    return Setup(
-        dataset="random",
-        train=data,
-        test=data,
-        shards=(np.arange(batch_size),),
-        device_part=device_part,
-        server_part=server_part,
-        image_size=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        augment=None,
-        training=TrainingConfig(n_devices=1, participants=1, batch_size=batch_size, optimizer=OptimizerConfig(lr=1e-3)),
-        seed=0,
-        where=torch.device("cpu"),
-        token_codec=TokenCodec(
-            token_reducers.build({"name": "top_k_merge", "n_tokens": n_tokens}),
-            quantizers.build({"name": "uniform", "bits": bits}),
-        ),
-        gradient_codec=TensorCodec(quantizers.build("float32"), Kind.GRADIENTS),
-        adapter_codec=TensorCodec(quantizers.build("float32"), Kind.ADAPTERS),
-    )
+def configuration(n_steps: int, batch_size: int, n_tokens: int, bits: int) -> ExperimentConfig:
+    """TSFLora on ViT-Tiny/16 at 112 px, with random weights and generated images: time does not depend on either."""
+    method = {
+        "algorithm": "sflora",
+        "tokens": {"name": "top_k_merge", "n_tokens": n_tokens},
+        "quantizer": {"name": "uniform", "bits": bits},
+    }
+    values = {
+        "dataset": {"name": "noise", "n_train": n_steps * batch_size, "n_test": 1},
+        "backbone": {"name": "vit_tiny_patch16_224", "image_size": 112, "weights": "random"},
+        "training": {"n_devices": 1, "participants": 1, "batch_size": batch_size, "optimizer": {"lr": 1e-3}},
+        "method": method,
+        "method_key": "tsflora",
+    }
+    return ExperimentConfig.parse(values, "benchmark")
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+class Bench:
+    """A device and a server, their steps, and the parts of a step one by one."""
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        devices, side = assemble(config, Settings(device="cpu"))
+        self.terms, self.front = side.terms, side.front
+        self.device = InProcessFleet(devices).device(0)
+        self.n_samples = len(devices.shards[0])
+        self.device.begin(Message("begin", facts={"round": 1}))
+        self.server = SplitServer(side)
+        self.server.begin_round(1)
+        plan = self.terms.plan
+        assert isinstance(plan.codec, TokenCodec)
+        assert plan.gradient is not None
+        self.plan, self.codec, self.gradient = plan, plan.codec, plan.gradient
+        inputs = self.device.inputs(self.device.shard[: config.training.batch_size], 0)
+        with torch.no_grad():
+            self.seen = self.front(inputs).float()
+
+    def step(self) -> None:
+        """One training step, at both ends."""
+        answer = self.device.forward()
+        _, gradient = self.server.step(0, self.n_samples, self.plan, answer.frames)
+        assert gradient is not None
+        self.device.backward(Message("backward", {"gradient": gradient}))
+
+    def select(self) -> None:
+        """Choose and merge tokens, as in a step."""
+        self.tokens = self.codec.tokens.reduce(self.seen, self.terms.generator("tokens")).tokens
+
+    def quantise_pack_frame(self) -> None:
+        """All of it in a step: tokens up and their gradient down, at both ends."""
+        rows, generator = self.tokens.rows(), self.terms.generator("quantizer")
+        frame = write_frame(Kind.ACTIVATIONS, self.codec.quantizer.quantize(rows, generator))
+        received = self.codec.receiver(self.terms.n_patches).receive(frame, 0).rows()
+        gradient = self.gradient.sender().send(received, 0, generator)
+        self.gradient.receiver().receive(gradient, tuple(received.shape))
 
 
 def main(
@@ -81,34 +94,21 @@ def main(
     n_tokens: Annotated[int, typer.Option(help="Transmitted tokens of 50.", min=2, max=50)] = 40,
     bits: Annotated[int, typer.Option(min=1, max=16)] = 8,
 ) -> None:
-    """Time whole training steps, and inside the same steps all quantising, packing and framing in both directions.
+    """Time whole training steps and, right after each, all quantising, packing and framing in both directions.
 
-    The share is a ratio inside one step, so a busy machine changes it little; its median over steps is reported.
+    The share is a ratio of neighbours in time, so a busy machine changes it little; its median over steps is reported.
     """
     with one_line_errors():
         torch.set_num_threads(1)
-        setup = random_setup(batch_size, n_tokens, bits)
-        codec, selection = Stopwatch(), Stopwatch()
-        for part in (setup.token_codec, setup.gradient_codec):
-            part.encode = codec.wrap(part.encode)  # type: ignore[method-assign]
-            part.decode = codec.wrap(part.decode)  # type: ignore[method-assign]
-        setup.token_codec.reduce = selection.wrap(setup.token_codec.reduce)  # type: ignore[method-assign]
-        run = algorithms.build("sflora").start(setup)
-        codec_shares, selection_shares, step_ms = [], [], []
-        for step in trange(steps + 2, unit="step"):
-            (device,) = run.devices([0], step + 1)
-            codec.seconds = selection.seconds = 0.0
-            start = time.perf_counter()
-            run.step(device)
-            seconds = time.perf_counter() - start
-            if step >= 2:
-                codec_shares.append(codec.seconds / seconds)
-                selection_shares.append(selection.seconds / seconds)
-                step_ms.append(1000 * seconds)
+        bench = Bench(configuration(steps + WARM_STEPS, batch_size, n_tokens, bits))
+        parts = (bench.step, bench.select, bench.quantise_pack_frame)
+        timed = [[seconds(part) for part in parts] for _ in trange(steps + WARM_STEPS, unit="step")][WARM_STEPS:]
         result = {
-            "quantise_pack_frame_percent_of_step": round(100 * statistics.median(codec_shares), 2),
-            "select_merge_percent_of_step": round(100 * statistics.median(selection_shares), 2),
-            "step_ms": round(statistics.median(step_ms), 1),
+            "quantise_pack_frame_percent_of_step": round(
+                100 * statistics.median(codec / step for step, _, codec in timed), 2
+            ),
+            "select_merge_percent_of_step": round(100 * statistics.median(pick / step for step, pick, _ in timed), 2),
+            "step_ms": round(1000 * statistics.median(step for step, *_ in timed), 1),
             "batch_size": batch_size,
             "n_tokens": n_tokens,
             "bits": bits,

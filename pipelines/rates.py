@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from command import one_line_errors
+from tsflora.runs import run_cells
 
 from tsflora.files import write_atomically
 from tsflora.rates import rate_cells, rate_table
-from tsflora.runs import run_cells
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
 
@@ -18,7 +18,9 @@ def main(
     output: Annotated[Path, typer.Argument(help="The .csv file to write.")],
     rate: Annotated[list[float], typer.Option(help="A learning rate of the grid; again for each.")],
     params: Annotated[Path, typer.Option(help="The study's params.yaml.")] = Path("params.yaml"),
-    dataset: Annotated[list[str] | None, typer.Option(help="A key of `datasets`; again for each; default: all.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="A key of `datasets`; again for each; default: all.")
+    ] = None,
     held_back: Annotated[int, typer.Option(min=1, help="Training images to judge on.")] = 1000,
     records_dir: Annotated[Path | None, typer.Option(help="Where the runs' records go.")] = None,
     checkpoint_dir: Annotated[Path | None, typer.Option(help="Where half-finished runs go.")] = None,

@@ -18,23 +18,26 @@ from hypothesis.extra import numpy as hnp
 from tsflora.compression import (
     JpegImages,
     Kind,
+    Layout,
     RawImages,
     Section,
+    Seen,
     TensorCodec,
     TokenCodec,
+    Tokens,
     decode_labels,
     encode_labels,
     header_bytes,
     measure,
     quantizers,
     read_frame,
-    token_reducers,
     write_frame,
 )
 from tsflora.errors import ConfigError, DataError, FrameError
 from tsflora.experiment import run
 from tsflora.seeding import torch_generator
 from tsflora.settings import Settings
+from tsflora.wire import Format
 
 QUANTIZERS: list[dict[str, Any]] = [
     {"name": name, **options} for name, cls in quantizers.classes().items() for options in cls.examples
@@ -81,14 +84,119 @@ def test_float32_is_lossless() -> None:
     assert torch.equal(codec("float32").decode(codec("float32").encode(x, torch_generator("q"))), x)
 
 
+# --- tokens, from a device's end to the server's
+
+HEADS, PATCHES, DIM = 3, 9, 8
+
+
+def seen(batch: int = 2, patches: int = PATCHES, dim: int = DIM, grad: bool = False) -> Seen:
+    activations = torch.randn(batch, patches + 1, dim, generator=torch_generator("x"), requires_grad=grad)
+    attention = (4 * torch.rand(batch, HEADS, patches + 1, generator=torch_generator("a"))).softmax(dim=2)
+    return Seen(Tokens(activations), attention)
+
+
+def token_codec(tokens: Any = "all", quantizer: Any = "float32") -> TokenCodec:
+    return TokenCodec.parse({"tokens": tokens, "quantizer": quantizer})
+
+
+def sent(one: TokenCodec, what: Seen) -> tuple[Tokens, bytes]:
+    return one.sender().send(what, np.arange(len(what.tokens.values)), torch_generator)
+
+
+CODECS = [
+    {},
+    {"tokens": {"name": "top_k_merge", "n_tokens": 5}, "quantizer": {"name": "uniform", "bits": 4}},
+    {"tokens": {"name": "attention_mass", "mass": 0.5}, "quantizer": {"name": "uniform", "bits": 8, "range": "token"}},
+    {"tokens": {"name": "attention_mass", "mass": 0.7, "merge": "none"}},
+    {"tokens": {"name": "attention_mass", "mass": 0.6, "proportional": True}, "quantizer": "float16"},
+]
+
+
+@pytest.mark.parametrize("options", CODECS, ids=str)
+def test_what_arrives_is_what_judging_sees(options: dict[str, Any]) -> None:
+    one, what = TokenCodec.parse(options), seen(batch=4)
+    tokens, frame = sent(one, what)
+    received, judged = one.receiver(PATCHES).receive(frame, 0), one.sender().judge(what, torch_generator)
+    for name in ("values", "lengths", "sizes"):
+        found, expected = getattr(received, name), getattr(judged, name)
+        assert (found is None and expected is None) or torch.equal(found, expected), name
+    assert received.rows().shape == tokens.rows().shape
+    assert (received.lengths is None) == (one.n_transmitted(PATCHES) is not None)
+
+
+@pytest.mark.parametrize("options", CODECS, ids=str)
+def test_a_frame_is_as_large_as_its_layouts_say_where_they_say_it(options: dict[str, Any]) -> None:
+    one, what = TokenCodec.parse(options), seen(batch=4)
+    frame, layouts = sent(one, what)[1], one.layouts(4, PATCHES, DIM)
+    assert (layouts is None) == (one.n_transmitted(PATCHES) is None)
+    if layouts is not None:
+        assert len(frame) == header_bytes(layouts) + sum(layout.body_bytes for layout in layouts if not layout.side)
+
+
+@pytest.mark.parametrize("proportional", [False, True])
+def test_ragged_sequences_travel_without_their_padding(proportional: bool) -> None:
+    mass = {"name": "attention_mass", "mass": 0.5, "proportional": proportional}
+    tokens, frame = sent(token_codec(mass), seen(batch=6))
+    lengths = tokens.lengths
+    assert lengths is not None
+    assert len(set(lengths.tolist())) > 1
+    entries = int(lengths.sum())
+    assert measure(frame).payload_bytes == entries * DIM * 4
+    values, found, *sizes = read_frame(frame, Kind.ACTIVATIONS)
+    assert values.values.shape == (entries, DIM)
+    assert found.values.tolist() == lengths.tolist()
+    # 1 to 10 tokens in 4 bits; a token of 1 to 9 patches in 4.
+    assert (found.layout.bits, found.layout.side) == (4, True)
+    assert [(size.layout.entries, size.layout.bits, size.layout.side) for size in sizes] == (
+        [(entries, 4, True)] if proportional else []
+    )
+    if proportional:
+        per_sample = torch.from_numpy(sizes[0].values.astype(np.int64)).split(lengths.tolist())
+        assert {int(sample.sum()) for sample in per_sample} == {PATCHES + 1}
+
+
+def forged(rows: int, lengths: list[int], bits: int = 4, extra: list[Section] | None = None) -> bytes:
+    codes = np.array(lengths, np.uint8)
+    side = Section(codes, Layout(codes.shape, Format.PACKED, bits, side=True))
+    return write_frame(Kind.ACTIVATIONS, [Section.float32(np.zeros((rows, DIM), np.float32)), side, *(extra or [])])
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        (forged(5, [2, 2]), "5 tokens in sequences of"),
+        (forged(2, [2, 0]), "lengths of 1 to 10"),
+        (forged(13, [2, 11]), "lengths of 1 to 10"),
+        (forged(4, [2, 2], bits=5), "one row of side information at 4 bits"),
+        (forged(4, [2, 2], extra=[Section.codes(np.ones(4, np.uint8), 4)]), "one row of side information at 4 bits"),
+        (
+            forged(4, [2, 2], extra=[Section(np.ones(3, np.uint8), Layout((3,), Format.PACKED, 4, side=True))]),
+            "3 sizes from 1; allowed: one of at least 1 for each token",
+        ),
+        (
+            forged(4, [2, 2], extra=[Section(np.zeros(4, np.uint8), Layout((4,), Format.PACKED, 4, side=True))]),
+            "4 sizes from 0",
+        ),
+    ],
+)
+def test_sequences_that_do_not_add_up_are_refused(frame: bytes, words: str) -> None:
+    with pytest.raises(FrameError, match=words) as caught:
+        token_codec().receiver(PATCHES).receive(frame, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_news_of_a_codec_that_has_none_is_refused() -> None:
+    assert token_codec().receiver(PATCHES).news() is None
+    with pytest.raises(FrameError, match="news of 3 bytes for a codec that has none"):
+        token_codec().sender().absorb(b"new")
+
+
 def test_all_tokens_at_float32_is_the_uncompressed_activation() -> None:
-    activations = torch.randn(2, 10, 8, generator=torch_generator("x"))
-    attention = torch.rand(2, 3, 10, generator=torch_generator("a")).softmax(dim=2)
+    what = seen()
     for options in ("all", {"name": "top_k_merge", "n_tokens": 10}):
-        lossless = TokenCodec(token_reducers.build(options), quantizers.build("float32"))
-        reduced = lossless.reduce(activations, attention, torch_generator("r"))
-        frame = lossless.encode(reduced.tokens, torch_generator("q"))
-        assert torch.equal(lossless.decode(frame, (2, 10, 8)), activations)
+        frame = sent(token_codec(options), what)[1]
+        received = token_codec(options).receiver(PATCHES).receive(frame, 0)
+        assert torch.equal(received.values, what.tokens.values)
         assert measure(frame).kind == Kind.ACTIVATIONS
 
 
@@ -96,31 +204,22 @@ def test_all_tokens_at_float32_is_the_uncompressed_activation() -> None:
 def test_payload_is_the_papers_overhead(n_tokens: int, bits: int) -> None:
     """Eq. (9): B (K + 2) D q bits; the range costs two float32."""
     batch, dim = 3, 24
-    tokens = TokenCodec(
-        token_reducers.build({"name": "top_k_merge", "n_tokens": n_tokens}),
-        quantizers.build({"name": "uniform", "bits": bits}),
-    )
-    activations = torch.randn(batch, 50, dim, generator=torch_generator("x"))
-    attention = torch.rand(batch, 3, 50, generator=torch_generator("a")).softmax(dim=2)
-    reduced = tokens.reduce(activations, attention, torch_generator("r"))
-    size = measure(tokens.encode(reduced.tokens, torch_generator("q")))
+    one = token_codec({"name": "top_k_merge", "n_tokens": n_tokens}, {"name": "uniform", "bits": bits})
+    size = measure(sent(one, seen(batch, 49, dim))[1])
     assert size.payload_bytes == batch * n_tokens * dim * bits // 8
     assert size.header_bytes == 8 + 16 + 12 + 2 * 4 + 4
 
 
-def test_gradient_goes_from_the_server_into_the_device_graph() -> None:
-    tokens = TokenCodec(
-        token_reducers.build({"name": "top_k_merge", "n_tokens": 5}), quantizers.build({"name": "uniform", "bits": 4})
-    )
-    activations = torch.randn(2, 10, 8, generator=torch_generator("x"), requires_grad=True)
-    attention = torch.rand(2, 3, 10, generator=torch_generator("a")).softmax(dim=2)
-    reduced = tokens.reduce(activations, attention, torch_generator("r"))
-    upstream = torch.randn(2, 5, 8, generator=torch_generator("g"))
-    (through_forward,) = torch.autograd.grad(
-        (tokens.forward(reduced.tokens, torch_generator("q")) * upstream).sum(), activations, retain_graph=True
-    )
-    reduced.tokens.backward(upstream)
-    assert torch.equal(activations.grad, through_forward)
+@pytest.mark.parametrize("options", CODECS, ids=str)
+def test_gradient_goes_from_the_server_into_the_device_graph(options: dict[str, Any]) -> None:
+    """Straight through the quantizer, and as autograd has it through selection and merge."""
+    one, what = TokenCodec.parse(options), seen(grad=True)
+    tokens, _ = sent(one, what)
+    judged = one.sender().judge(what, torch_generator).rows()
+    upstream = torch.randn(judged.shape, generator=torch_generator("g"))
+    (expected,) = torch.autograd.grad((judged * upstream).sum(), what.tokens.values)
+    tokens.rows().backward(upstream)
+    assert torch.equal(what.tokens.values.grad, expected)
 
 
 GOLDENS: dict[str, tuple[dict[str, Any], str]] = {

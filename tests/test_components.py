@@ -24,8 +24,10 @@ from tsflora.compression import (
     Quantizer,
     Reduced,
     Section,
+    Seen,
     TensorCodec,
     TokenReducer,
+    Tokens,
     measure,
     quantizers,
     token_reducers,
@@ -64,42 +66,62 @@ def check_reducer(name: str, options: dict[str, Any], registry: Registry = token
     reducer = check_component(registry, name, options)
     batch, dim = 3, 5
     tokens = torch.randn(batch, N_PATCHES + 1, dim, generator=torch_generator("x"), requires_grad=True)
-    attention = torch.rand(batch, 2, N_PATCHES + 1, generator=torch_generator("a")).softmax(dim=2)
+    attention = (4 * torch.rand(batch, 2, N_PATCHES + 1, generator=torch_generator("a"))).softmax(dim=2)
     before = tokens.detach().clone(), attention.clone()
-    reduced = reducer.reduce(tokens, attention, torch_generator("r"))
+    reduced = reducer.reduce(Seen(Tokens(tokens), attention), torch_generator("r"))
     assert torch.equal(tokens, before[0])
     assert torch.equal(attention, before[1])
 
-    n_transmitted = reducer.n_transmitted(N_PATCHES)
-    assert 1 <= n_transmitted <= N_PATCHES + 1
-    assert reduced.tokens.shape == (batch, n_transmitted, dim), "n_transmitted is what is sent"
-    kept, weights = reduced.kept, reduced.merge_weights
-    assert (kept.diff(dim=1) > 0).all(), "kept patches are ascending"
-    assert ((kept >= 0) & (kept < N_PATCHES)).all()
+    sent, n_transmitted = reduced.tokens, reducer.n_transmitted(N_PATCHES)
+    if n_transmitted is not None:
+        assert 1 <= n_transmitted <= N_PATCHES + 1
+        assert sent.lengths is None, "sequences of one length have no lengths"
+        assert sent.values.shape == (batch, n_transmitted, dim), "n_transmitted is what is sent"
+    longest = sent.values.shape[1]
+    lengths = [longest] * batch if sent.lengths is None else sent.lengths.tolist()
+    assert max(lengths) == longest, "no more padding than the longest sequence needs"
+    assert min(lengths) >= 1
+    assert longest <= N_PATCHES + 1
+    present = torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
+    assert not sent.values[~present].any(), "padding is zero"
+    assert sent.rows().shape[-1] == dim
+    assert sent.sizes is None or (sent.sizes[present] >= 1).all(), "a token stands for something"
+
+    weights, patches = reduced.merge_weights, tokens[:, 1:]
     assert weights.shape == (batch, N_PATCHES)
     assert (weights >= 0).all()
-    assert not weights.gather(1, kept).any(), "a kept patch has no share in the merged token"
     assert not weights.requires_grad, "weights are constants"
-    merged = n_transmitted == kept.shape[1] + 2
-    assert merged or n_transmitted == kept.shape[1] + 1
-    torch.testing.assert_close(weights.sum(dim=1), torch.full((batch,), float(merged)))
-
-    assert torch.equal(reduced.tokens[:, 0], tokens[:, 0]), "CLS comes first, unchanged"
-    patches = tokens[:, 1:]
-    for image in range(batch):
-        assert torch.equal(reduced.tokens[image, 1 : 1 + kept.shape[1]], patches[image, kept[image]])
-    if merged:
-        torch.testing.assert_close(reduced.tokens[:, -1], torch.einsum("bm,bmd->bd", weights, patches))
-    (gradient,) = torch.autograd.grad(reduced.tokens.sum(), tokens)
-    expected = torch.cat([torch.ones(batch, 1), weights.scatter(1, kept, 1)], dim=1)
+    expected = torch.cat([torch.ones(batch, 1), weights], dim=1)
+    for image, length in enumerate(lengths):
+        sequence, row = sent.values[image, :length], reduced.kept[image]
+        kept = row[row >= 0]
+        assert row[: len(kept)].tolist() == kept.tolist(), "-1 fills up the end"
+        assert (kept.diff() > 0).all(), "kept patches are ascending"
+        assert (kept < N_PATCHES).all()
+        assert not weights[image, kept].any(), "a kept patch has no share in the merged token"
+        merged = length - len(kept) - 1
+        assert merged in (0, 1)
+        torch.testing.assert_close(float(weights[image].sum()), float(merged))
+        assert torch.equal(sequence[0], tokens[image, 0]), "CLS comes first, unchanged"
+        assert torch.equal(sequence[1 : 1 + len(kept)], patches[image, kept]), "kept patches are sent unchanged"
+        if merged:
+            torch.testing.assert_close(sequence[-1], weights[image] @ patches[image])
+        expected[image, 1 + kept] = 1
+    (gradient,) = torch.autograd.grad(sent.rows().sum(), tokens)
     torch.testing.assert_close(gradient, expected.unsqueeze(2).expand(-1, -1, dim))
 
-    again = reducer.reduce(tokens, attention, torch_generator("r"))
-    assert torch.equal(again.tokens, reduced.tokens), "one generator state, one result"
-    alone = reducer.reduce(tokens[:1], attention[:1], torch_generator("r"))
-    assert alone.tokens.shape == (1, n_transmitted, dim), "a batch of one works"
+    again = reducer.reduce(Seen(Tokens(tokens), attention), torch_generator("r"))
+    assert torch.equal(again.tokens.rows(), sent.rows()), "one generator state, one result"
+    for image, length in enumerate(lengths):
+        one = slice(image, image + 1)
+        alone = reducer.reduce(Seen(Tokens(tokens[one]), attention[one]), torch_generator("r")).tokens
+        assert alone.values.shape[0] == 1, "a batch of one works"
+        if n_transmitted is None:
+            torch.testing.assert_close(alone.values[0], sent.values[image, :length], msg="each gets what it gets alone")
+        else:
+            assert alone.values.shape == (1, n_transmitted, dim)
     with contextlib.suppress(ConfigError):
-        assert 1 <= reducer.n_transmitted(1) <= 2, "a model of one patch has two tokens, or is refused"
+        assert reducer.n_transmitted(1) in (1, 2, None), "a model of one patch has two tokens, or is refused"
 
 
 def check_quantizer(name: str, options: dict[str, Any], registry: Registry = quantizers) -> None:
@@ -163,7 +185,7 @@ def test_every_quantizer_conforms(name: str, options: dict[str, Any]) -> None:
 
 
 def test_the_built_in_components_are_listed() -> None:
-    assert {"all", "top_k_merge", "random", "feature_norm"} <= set(token_reducers.classes())
+    assert {"all", "top_k_merge", "random", "feature_norm", "attention_mass"} <= set(token_reducers.classes())
     assert {"float32", "float16", "uniform", "rotated", "entropy_coded"} <= set(quantizers.classes())
 
 
@@ -278,14 +300,10 @@ class FirstTokens(TokenReducer):
         return min(self.n, n_patches) + 1
 
     @override
-    def reduce(
-        self,
-        tokens: Float[Tensor, "batch tokens dim"],
-        cls_attention: Float[Tensor, "batch heads tokens"],
-        generator: torch.Generator,
-    ) -> Reduced:
+    def reduce(self, seen: Seen, generator: torch.Generator) -> Reduced:
+        tokens = seen.tokens.values
         kept = torch.arange(self.n).expand(len(tokens), self.n)
-        return Reduced(tokens[:, : self.n + 1], kept, torch.zeros(len(tokens), tokens.shape[1] - 1))
+        return Reduced(Tokens(tokens[:, : self.n + 1]), kept, torch.zeros(len(tokens), tokens.shape[1] - 1))
 
 
 class Rescaled(FirstTokens):
@@ -294,13 +312,25 @@ class Rescaled(FirstTokens):
     name = "rescaled"
 
     @override
-    def reduce(
-        self,
-        tokens: Float[Tensor, "batch tokens dim"],
-        cls_attention: Float[Tensor, "batch heads tokens"],
-        generator: torch.Generator,
-    ) -> Reduced:
-        return super().reduce(tokens * 1.0000001, cls_attention, generator)
+    def reduce(self, seen: Seen, generator: torch.Generator) -> Reduced:
+        return super().reduce(Seen(Tokens(seen.tokens.values * 1.0000001), seen.cls_attention), generator)
+
+
+class Dependent(TokenReducer):
+    """Sends as many patches of each sample as the batch has samples: not what each gets alone."""
+
+    name = "dependent"
+
+    @override
+    def n_transmitted(self, n_patches: int) -> None:
+        return None
+
+    @override
+    def reduce(self, seen: Seen, generator: torch.Generator) -> Reduced:
+        tokens = seen.tokens.values
+        n = len(tokens)
+        lengths = torch.full((n,), n + 1)
+        return Reduced(Tokens(tokens[:, : n + 1], lengths), torch.arange(n).expand(n, n), torch.zeros(n, N_PATCHES))
 
 
 def test_an_installed_plug_in_is_listed_and_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,6 +367,12 @@ def test_an_unfinished_reducer_does_not_conform(monkeypatch: pytest.MonkeyPatch)
     registry = installed(monkeypatch, token_reducers.group, Rescaled)
     with pytest.raises(AssertionError, match="unchanged"):
         check_reducer("rescaled", {"n": 4}, registry)
+
+
+def test_a_ragged_reducer_that_looks_at_the_whole_batch_does_not_conform(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = installed(monkeypatch, token_reducers.group, Dependent)
+    with pytest.raises(AssertionError, match="each gets what it gets alone"):
+        check_reducer("dependent", {}, registry)
 
 
 class Empty(Quantizer):

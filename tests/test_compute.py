@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from tsflora.compression import TokenReducer, token_reducers
+from tsflora.compression import TokenReducer, Tokens, token_reducers
 from tsflora.edge.compute import (
     Compute,
     backbone_forward_macs,
@@ -19,10 +19,12 @@ from tsflora.edge.compute import (
     compute_per_image,
     embedding_macs,
 )
-from tsflora.edge.deployment import Deployment, Placement, Workload
+from tsflora.edge.deployment import Deployment, Workload, plan_of
 from tsflora.edge.shape import VitShape
 from tsflora.errors import ConfigError
-from tsflora.models import DevicePart, LoraConfig, ServerPart, WholeModel, add_lora, split
+from tsflora.experiment import MethodConfig
+from tsflora.federation import Plan
+from tsflora.models import Back, Front, LoraConfig, WholeModel, add_lora, split
 
 # Nine patches, five classes, and an MLP that is not four times as wide.
 VIT = VitShape(
@@ -55,7 +57,7 @@ FUSED_ON_CPU: dict[Any, Callable[..., int]] = {
 }
 
 
-def parts(cut: int, lora: LoraConfig) -> tuple[DevicePart, ServerPart]:
+def parts(cut: int, lora: LoraConfig) -> tuple[Front, Back]:
     model = VisionTransformer(
         img_size=VIT.image_size,
         patch_size=VIT.patch_size,
@@ -78,24 +80,25 @@ def counted(work: Callable[[], Any]) -> tuple[Any, int]:
     return result, flops // 2
 
 
-def counted_split(device: DevicePart, server: ServerPart, tokens: TokenReducer, batch: int) -> Compute:
-    """One mini-batch as `SplitDevice` and `SplitServer` train on it."""
+def counted_split(front: Front, back: Back, tokens: TokenReducer, batch: int, frozen: bool = False) -> Compute:
+    """One mini-batch as `Device` and `SplitServer` train on it."""
 
     def forward() -> torch.Tensor:
-        activations, cls_attention = device(torch.zeros(batch, 3, VIT.image_size, VIT.image_size))
-        return tokens.reduce(activations, cls_attention, torch.Generator()).tokens
+        with torch.set_grad_enabled(not frozen):
+            seen = front(torch.zeros(batch, 3, VIT.image_size, VIT.image_size))
+        return tokens.reduce(seen, torch.Generator()).tokens.values
 
     sent, device_forward = counted(forward)
-    received = sent.detach().requires_grad_()
-    logits, server_forward = counted(lambda: server(received))
+    received = sent.detach().requires_grad_(not frozen)
+    logits, server_forward = counted(lambda: back(Tokens(received)))
     loss = cross_entropy(logits, torch.zeros(batch, dtype=torch.int64))
     _, server_backward = counted(loss.backward)
-    _, device_backward = counted(lambda: sent.backward(received.grad))
+    device_backward = 0 if frozen else counted(lambda: sent.backward(received.grad))[1]
     return Compute(device_forward, device_backward, server_forward, server_backward)
 
 
 def counted_whole(model: WholeModel, batch: int) -> tuple[int, int]:
-    """Forward and backward of one mini-batch as `WholeDevice` trains on it."""
+    """Forward and backward of one mini-batch as a `Device` with the whole model trains on it."""
     logits, forward = counted(lambda: model(torch.zeros(batch, 3, VIT.image_size, VIT.image_size)))
     loss = cross_entropy(logits, torch.zeros(batch, dtype=torch.int64))
     _, backward = counted(loss.backward)
@@ -106,12 +109,18 @@ def one_batch(n_samples: int) -> Workload:
     return Workload(n_samples=n_samples, batch_size=n_samples)
 
 
+def plan(options: object = "all", frozen: bool = False) -> Plan:
+    return MethodConfig.parse({"algorithm": {"name": "sflora", "frozen": frozen}, "tokens": options}).plan
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3])
 @pytest.mark.parametrize("options", REDUCERS, ids=str)
-def test_split_is_what_pytorch_counts(cut: int, options: dict) -> None:
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+def test_split_is_what_pytorch_counts(cut: int, options: dict, frozen: bool) -> None:
     lora, tokens = LoraConfig(rank=3), token_reducers.build(options)
-    deployment = Deployment(VIT, cut=cut, lora=lora, tokens=tokens, workload=one_batch(2))
-    assert compute(deployment) == counted_split(*parts(cut, lora), tokens, batch=2)
+    found = compute(Deployment(VIT, plan(options, frozen), cut, lora, one_batch(2)))
+    assert found == counted_split(*parts(cut, lora), tokens, batch=2, frozen=frozen)
+    assert (found.device_backward_macs == 0) == frozen
 
 
 SETS_OF_TARGETS = [targets for n in range(1, 5) for targets in itertools.combinations(TARGETS, n)]
@@ -120,20 +129,21 @@ SETS_OF_TARGETS = [targets for n in range(1, 5) for targets in itertools.combina
 @pytest.mark.parametrize("targets", SETS_OF_TARGETS, ids="-".join)
 def test_every_set_of_lora_targets_is_what_pytorch_counts(targets: tuple[str, ...]) -> None:
     """Where the first LoRA branch sits decides how far back block 1 goes."""
-    lora, tokens = LoraConfig(rank=2, targets=targets), token_reducers.build({"name": "top_k_merge", "n_tokens": 4})
-    deployment = Deployment(VIT, cut=1, lora=lora, tokens=tokens, workload=one_batch(1))
-    assert compute(deployment) == counted_split(*parts(1, lora), tokens, batch=1)
-    whole = compute(Deployment(VIT, "federated", cut=1, lora=lora, workload=one_batch(1)))
+    lora, four = LoraConfig(rank=2, targets=targets), {"name": "top_k_merge", "n_tokens": 4}
+    for frozen in (False, True):
+        found = compute(Deployment(VIT, plan(four, frozen), 1, lora, one_batch(1)))
+        assert found == counted_split(*parts(1, lora), token_reducers.build(four), batch=1, frozen=frozen)
+    whole = compute(Deployment(VIT, plan_of("fed_lora"), cut=1, lora=lora, workload=one_batch(1)))
     assert (whole.device_forward_macs, whole.device_backward_macs) == counted_whole(WholeModel(*parts(1, lora)), 1)
 
 
 @pytest.mark.parametrize("rank", [1, 7, 40])
-@pytest.mark.parametrize("placement", ["local", "federated", "central"])
-def test_whole_models_are_what_pytorch_counts(placement: Placement, rank: int) -> None:
+@pytest.mark.parametrize("algorithm", ["local_lora", "fed_lora", "central"])
+def test_whole_models_are_what_pytorch_counts(algorithm: str, rank: int) -> None:
     lora = LoraConfig(rank=rank)
-    found = compute(Deployment(VIT, placement, lora=lora, workload=one_batch(3)))
+    found = compute(Deployment(VIT, plan_of(algorithm), lora=lora, workload=one_batch(3)))
     expected = counted_whole(WholeModel(*parts(2, lora)), batch=3)
-    if placement == "central":
+    if algorithm == "central":
         assert found == Compute(0, 0, *expected)
     else:
         assert found == Compute(*expected, 0, 0)
@@ -147,21 +157,14 @@ def test_the_counter_sees_attention() -> None:
     counts = counter.get_flop_counts()["Global"]
     assert counts[_aten._scaled_dot_product_flash_attention_for_cpu] == 2 * 2 * (2 * 10**2 * VIT.dim)
     # Without the fused kernel the backward pass has its scores at hand, one product less in each block.
-    deployment = Deployment(VIT, lora=LoraConfig(rank=3), workload=one_batch(1))
-    fused = counted_split(device, server, deployment.tokens, batch=1)
+    every = token_reducers.build("all")
+    fused = counted_split(device, server, every, batch=1)
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-        plain = counted_split(device, server, deployment.tokens, batch=1)
+        plain = counted_split(device, server, every, batch=1)
     product = 2 * 10**2 * VIT.dim
     assert fused.device_forward_macs == plain.device_forward_macs
     assert fused.device_backward_macs - plain.device_backward_macs == product
     assert fused.server_backward_macs - plain.server_backward_macs == product
-
-
-@pytest.mark.parametrize("placement", ["local", "federated", "central"])
-def test_a_reducer_plays_no_part_where_nothing_is_split(placement: Placement) -> None:
-    plain, reduced = (Deployment(VIT, placement, tokens=token_reducers.build(options)) for options in REDUCERS[:3:2])
-    assert compute(plain) == compute(reduced)
-    assert backbone_forward_macs(plain) == backbone_forward_macs(reduced)
 
 
 def test_a_round_is_its_images() -> None:
@@ -191,8 +194,8 @@ def test_sums_and_flops() -> None:
     ],
 )
 def test_backbones_of_the_paper(backbone: str, n_tokens: int, device: float, server: float) -> None:
-    tokens = token_reducers.build({"name": "top_k_merge", "n_tokens": n_tokens})
-    found = backbone_forward_macs(Deployment(VitShape.of(backbone, n_classes=10), tokens=tokens))
+    tokens = {"name": "top_k_merge", "n_tokens": n_tokens}
+    found = backbone_forward_macs(Deployment(VitShape.of(backbone, n_classes=10), plan(tokens)))
     assert [round(macs / 1e9, 2) for macs in found] == [device, server]
 
 
@@ -200,11 +203,11 @@ def test_backbones_of_the_paper(backbone: str, n_tokens: int, device: float, ser
     ("backbone", "total"),
     [("vit_base_patch32_224", 4.41), ("vit_large_patch32_224", 15.38), ("vit_base_patch16_224", 17.56)],
 )
-def test_a_backbone_is_the_same_at_every_cut_and_placement(backbone: str, total: float) -> None:
+def test_a_backbone_is_the_same_at_every_cut_whoever_runs_it(backbone: str, total: float) -> None:
     vit = VitShape.of(backbone, n_classes=10)
     found = {
-        sum(backbone_forward_macs(Deployment(vit, placement, cut=cut)))
-        for placement in ("split", "local", "federated", "central")
+        sum(backbone_forward_macs(Deployment(vit, plan_of(algorithm), cut=cut)))
+        for algorithm in ("sflora", "local_lora", "fed_lora", "central")
         for cut in (1, 5, vit.n_blocks - 1)
     }
     assert [round(macs / 1e9, 2) for macs in found] == [total]
@@ -225,7 +228,7 @@ def test_lora_on_the_papers_targets_costs_14_rank_tokens_dim_a_block() -> None:
 
 def test_fewer_tokens_spare_the_server_and_not_the_device() -> None:
     def at(n_tokens: int) -> Compute:
-        return compute(Deployment(VIT, tokens=token_reducers.build({"name": "top_k_merge", "n_tokens": n_tokens})))
+        return compute(Deployment(VIT, plan({"name": "top_k_merge", "n_tokens": n_tokens})))
 
     found = [at(n_tokens) for n_tokens in range(2, 10)]
     assert len({(one.device_forward_macs, one.device_backward_macs) for one in found}) == 1

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tsflora.compression import quantizers
-from tsflora.edge import TESTBED, Deployment, DeviceClass, VitShape, Workload, device_memory, traffic
+from tsflora.edge import TESTBED, Deployment, DeviceClass, VitShape, Workload, device_memory, plan_of, traffic
 from tsflora.errors import ConfigError
 from tsflora.models import LoraConfig
 from tsflora.models.micro import MICRO_NAME
@@ -99,12 +98,13 @@ def of(costs: pd.DataFrame, backbone: str = MICRO_NAME) -> dict[str, pd.Series]:
 def test_every_method_becomes_its_deployment() -> None:
     assert [case.method for case in CASES] == [*METHODS, *METHODS]
     by_key = {case.method: case for case in CASES if case.deployment.vit is MICRO}
-    placements = [by_key[key].deployment.placement for key in METHODS]
-    assert placements == ["local", "federated", *["split"] * 6]
+    plans = [by_key[key].deployment.plan for key in METHODS]
+    assert [plan.runs for plan in plans] == ["everything"] * 2 + ["front"] * 6
+    assert [plan.adapter is not None for plan in plans] == [False, *[True] * 7]
     assert [key for key in METHODS if by_key[key].in_turn] == ["split_lora"]
     thirty = by_key["tsflora_8bit_30"]
     assert (thirty.label, thirty.deployment.n_tokens) == ("TSFLora (8-bit, 30 tokens)", 30)
-    assert thirty.deployment.quantizer.bits_per_entry == 8
+    assert thirty.deployment.plan == STUDY.methods["tsflora_8bit_30"].plan
     assert (thirty.deployment.lora, thirty.deployment.workload) == (STUDY.lora, WORK)
 
 
@@ -117,15 +117,21 @@ def test_a_methods_own_cut_wins_and_the_others_can_be_set() -> None:
 
 
 def test_what_has_no_cost_is_refused_or_left_out_aloud(caplog: pytest.LogCaptureFixture) -> None:
-    jpeg = {"algorithm": {"name": "central", "image": "jpeg"}}
-    raw = {"algorithm": {"name": "central", "image": "raw"}}
+    methods = {
+        "photos": {"algorithm": {"name": "central", "image": "jpeg"}},
+        "pixels": {"algorithm": {"name": "central", "image": "raw"}},
+        "ragged": {"algorithm": "sflora", "tokens": {"name": "attention_mass", "mass": 0.5}},
+    }
     values = STUDY.model_dump(mode="json", exclude_unset=True)
-    study = StudyConfig.parse({**values, "sweeps": {}, "methods": {"photos": jpeg, "pixels": raw}}, "test")
+    study = StudyConfig.parse({**values, "sweeps": {}, "methods": methods}, "test")
     with caplog.at_level(logging.WARNING):
-        assert [case.method for case in deployments(study, [TINY])] == ["pixels"]
-    assert "photos" in caplog.text
-    with pytest.raises(ConfigError, match="JPEG"):
-        deployments(study, [TINY], methods=["photos"])
+        assert [case.method for case in deployments(study, [TINY, MICRO])] == ["pixels", "pixels"]
+    photos, ragged = caplog.messages
+    assert photos.endswith("in codec 'jpeg' depends on the data; it is measured in a run's record: photos")
+    assert ragged.endswith("in codec 'tokens' depends on the data; it is measured in a run's record: ragged")
+    for key in ("photos", "ragged"):
+        with pytest.raises(ConfigError, match=f"method {key}: the size of .* is measured in a run's record"):
+            deployments(study, [TINY], methods=["pixels", key])
     with pytest.raises(ConfigError, match=r"unknown method 'sflorra'.*sflora"):
         deployments(STUDY, [TINY], methods=["sflorra"])
     with pytest.raises(ConfigError, match="at least one"):
@@ -156,7 +162,7 @@ def test_communication_orders_the_methods_as_their_settings_do(costs: pd.DataFra
     assert (costs["total_mib"] == costs["uplink_mib"] + costs["downlink_mib"]).all()
 
 
-def test_memory_and_work_lie_where_the_placement_says(costs: pd.DataFrame) -> None:
+def test_memory_and_work_lie_where_the_plan_says(costs: pd.DataFrame) -> None:
     row = of(costs)
     for key in ("local_lora", "fed_lora"):
         assert row[key]["device_memory_gb"] > 2 * row["sflora"]["device_memory_gb"]
@@ -231,7 +237,7 @@ def test_feasibility_is_computed_from_memory(costs: pd.DataFrame) -> None:
 
 
 def test_the_whole_large_model_fits_no_device_of_the_testbed() -> None:
-    large = replace(BASE, vit=VitShape.of("vit_large_patch32_224", n_classes=100), placement="federated")
+    large = replace(BASE, vit=VitShape.of("vit_large_patch32_224", n_classes=100), plan=plan_of("fed_lora"))
     assert not any(device.holds(device_memory(large).total_bytes) for device in TESTBED)
 
 
@@ -324,7 +330,7 @@ def test_latency_of_a_setting_is_that_of_its_deployment() -> None:
     for row in found.to_dict("records"):
         case = Case("", "", at_setting(BASE, row["n_tokens"], row["bits"]))
         assert row["latency_s"] == sum(phases_s(case, Scenario()).values())
-    eight = replace(BASE, gradient_quantizer=quantizers.build({"name": "uniform", "bits": 8}))
+    eight = replace(BASE, plan=plan_of("sflora", gradient_quantizer={"name": "uniform", "bits": 8}))
     assert (with_latency(SETTINGS, eight)["latency_s"] < found["latency_s"]).all()
 
 

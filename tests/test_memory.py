@@ -11,31 +11,39 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tsflora.compression import token_reducers
-from tsflora.edge.deployment import Deployment, Placement, Workload
-from tsflora.edge.memory import Memory, MemoryConfig, device_memory, forward_bytes, kept_bytes, server_memory
+from tsflora.compression import Tokens, token_reducers
+from tsflora.edge.activations import front_bytes, kept_bytes, step_bytes
+from tsflora.edge.deployment import Deployment, Workload
+from tsflora.edge.memory import Memory, MemoryConfig, device_memory, server_memory
 from tsflora.edge.shape import VitShape
 from tsflora.errors import ConfigError
+from tsflora.experiment import MethodConfig
 from tsflora.federation.training import OptimizerConfig
 from tsflora.models import LoraConfig, WholeModel, add_lora, split
 from tsflora.models.micro import MICRO_NAME
 
 MICRO = VitShape.of(MICRO_NAME, n_classes=10)
 TINY = VitShape.of("vit_tiny_patch16_224", n_classes=7, image_size=64)
-REDUCERS = [{"name": name, **options} for name, cls in token_reducers.classes().items() for options in cls.examples]
+REDUCERS = [
+    {"name": name, **options}
+    for name, cls in token_reducers.classes().items()
+    for options in cls.examples
+    if token_reducers.build({"name": name, **options}).n_transmitted(49) is not None
+]
+FROZEN = {"name": "sflora", "frozen": True}
 
 
 def deployment(
     vit: VitShape = MICRO,
-    placement: Placement = "split",
+    algorithm: object = "sflora",
     tokens: object = "all",
     cut: int = 2,
     batch: int = 8,
     rank: int = 4,
 ) -> Deployment:
     work = Workload(n_samples=3 * batch, batch_size=batch)
-    reducer = token_reducers.build(tokens)
-    return Deployment(vit, placement, cut=cut, lora=LoraConfig(rank=rank), workload=work, tokens=reducer)
+    plan = MethodConfig.parse({"algorithm": algorithm, "tokens": tokens}).plan
+    return Deployment(vit, plan, cut, LoraConfig(rank=rank), work)
 
 
 def top_k(n_tokens: int) -> dict[str, object]:
@@ -53,22 +61,16 @@ def real_parts(what: Deployment):
 
 
 def real_kept_bytes(what: Deployment, part: str, precision: str, attention: str) -> int:
-    device, server = real_parts(what)
-    module = {"device": device, "server": server, "whole": WholeModel(device, server)}[part]
-    vit, batch = what.vit, what.workload.batch_size
-    inputs = torch.rand(batch, 3, vit.image_size, vit.image_size)
-    if part == "server":
-        inputs = torch.rand(batch, what.n_tokens, vit.dim, requires_grad=True)
+    front, back = real_parts(what)
+    module = {"front": front, "back": back, "whole": WholeModel(front, back)}[part]
+    vit, batch, gradient = what.vit, what.workload.batch_size, what.plan.gradient is not None
+    images = torch.rand(batch, 3, vit.image_size, vit.image_size)
+    tokens = torch.rand(batch, what.n_tokens, vit.dim, requires_grad=gradient)
     labels = torch.arange(batch) % vit.n_classes
-    return forward_bytes(
-        module,
-        [*module.parameters(), *module.buffers(), inputs, labels],
-        inputs,
-        labels,
-        reducer=what.tokens if part == "device" else None,
-        precision=precision,
-        attention=attention,
-    )
+    exclude = [*module.parameters(), *module.buffers(), images, tokens, labels]
+    if part == "front":
+        return front_bytes(module, exclude, images, what.plan.codec.tokens, gradient, precision, attention)
+    return step_bytes(module, exclude, Tokens(tokens) if part == "back" else images, labels, precision, attention)
 
 
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
@@ -77,19 +79,24 @@ def real_kept_bytes(what: Deployment, part: str, precision: str, attention: str)
 def test_without_data_as_with_real_tensors(vit: VitShape, precision: str, attention: str) -> None:
     config = MemoryConfig(precision=precision, attention=attention)
     reduced = deployment(vit, tokens=top_k(9), batch=3)
-    whole = deployment(vit, "local", batch=3)
-    real = [
-        real_kept_bytes(what, part, precision, attention)
-        for what, part in ((reduced, "device"), (reduced, "server"), (whole, "whole"))
+    frozen = deployment(vit, FROZEN, tokens=top_k(9), batch=3)
+    whole = deployment(vit, "local_lora", batch=3)
+    measured = [
+        (reduced, "front", device_memory),
+        (reduced, "back", server_memory),
+        (frozen, "front", device_memory),
+        (frozen, "back", server_memory),
+        (whole, "whole", device_memory),
     ]
-    fake = [device_memory(reduced, config), server_memory(reduced, config), device_memory(whole, config)]
+    real = [real_kept_bytes(what, part, precision, attention) for what, part, _ in measured]
+    fake = [count(what, config) for what, _, count in measured]
     assert [memory.activations_bytes for memory in fake] == real
 
 
 @pytest.mark.parametrize("options", REDUCERS, ids=str)
 def test_every_reducer_is_measured_without_data(options: dict) -> None:
     what = deployment(tokens=options, batch=3)
-    assert device_memory(what).activations_bytes == real_kept_bytes(what, "device", "fp32", "fused")
+    assert device_memory(what).activations_bytes == real_kept_bytes(what, "front", "fp32", "fused")
 
 
 def test_a_storage_counts_once_and_a_view_as_all_it_keeps_alive() -> None:
@@ -134,16 +141,19 @@ class LiveStorages(TorchDispatchMode):
         self.n_bytes -= n_bytes
 
 
-@pytest.mark.parametrize("part", ["server", "whole"])
-def test_the_parts_add_up_to_what_lives_after_the_second_forward_pass(part: str) -> None:
-    what = deployment(placement="split" if part == "server" else "local")
-    device, server = real_parts(what)
-    module = server if part == "server" else WholeModel(device, server)
+@pytest.mark.parametrize("algorithm", ["sflora", FROZEN, "local_lora"], ids=str)
+def test_the_parts_add_up_to_what_lives_after_the_second_forward_pass(algorithm: object) -> None:
+    what = deployment(algorithm=algorithm)
+    behind_a_cut = what.plan.uploads == "tokens"
+    front, back = real_parts(what)
+    module = back if behind_a_cut else WholeModel(front, back)
     with LiveStorages() as live, sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         live.note([*module.parameters(), *module.buffers()])
         optimizer = OptimizerConfig().build(p for p in module.parameters() if p.requires_grad)
         for _ in range(2):
-            inputs = torch.rand(8, 50, 64).requires_grad_() if part == "server" else torch.rand(8, 3, 28, 28)
+            inputs = torch.rand(8, 3, 28, 28)
+            if behind_a_cut:
+                inputs = Tokens(torch.rand(8, 50, 64).requires_grad_(what.plan.gradient is not None))
             labels = torch.zeros(8, dtype=torch.int64)
             logits = module(inputs)
             loss = cross_entropy(logits, labels)
@@ -152,17 +162,42 @@ def test_the_parts_add_up_to_what_lives_after_the_second_forward_pass(part: str)
             loss.backward()
             optimizer.step()
             del logits, loss, inputs, labels
-    memory = server_memory(what) if part == "server" else device_memory(what)
-    collected = 4 * what.adapter_entries * 11 if part == "server" else 0
+    memory = server_memory(what) if behind_a_cut else device_memory(what)
+    collected = 4 * what.adapter_entries * 11 if behind_a_cut else 0
     assert found == memory.total_bytes - collected
 
 
-@pytest.mark.parametrize("placement", ["split", "local", "federated"])
+def test_a_frozen_device_holds_its_weights_and_what_it_puts_out() -> None:
+    """After a forward pass without gradients: images and labels, tokens and attention, and what is sent of them."""
+    what = deployment(algorithm=FROZEN, tokens=top_k(20))
+    front, _ = real_parts(what)
+    with LiveStorages() as live, sdpa_kernel(SDPBackend.FLASH_ATTENTION), torch.no_grad():
+        live.note([*front.parameters(), *front.buffers()])
+        images, labels = torch.rand(8, 3, 28, 28), torch.zeros(8, dtype=torch.int64)
+        seen = front(images)
+        reduced = what.plan.codec.tokens.reduce(seen, torch.Generator())
+        found = live.n_bytes
+    memory = device_memory(what)
+    assert found == memory.total_bytes
+    assert (memory.adapters_bytes, memory.gradients_bytes, memory.optimizer_bytes) == (0, 0, 0)
+    assert memory.inputs_bytes == images.nbytes + labels.nbytes
+    assert memory.activations_bytes < device_memory(deployment(tokens=top_k(20))).activations_bytes / 10
+    assert reduced.tokens.values.shape == (8, 20, 64)
+
+
+def test_the_server_of_frozen_devices_keeps_less_of_its_first_block_and_no_adapters() -> None:
+    trained, frozen = (server_memory(deployment(algorithm=name)) for name in ("sflora", FROZEN))
+    assert frozen.activations_bytes < trained.activations_bytes
+    assert trained.adapters_bytes - frozen.adapters_bytes == 11 * 4 * deployment().adapter_entries
+    assert (frozen.weights_bytes, frozen.optimizer_bytes) == (trained.weights_bytes, trained.optimizer_bytes)
+
+
+@pytest.mark.parametrize("algorithm", ["sflora", FROZEN, "local_lora", "fed_lora"], ids=str)
 @pytest.mark.parametrize("cut", [1, 3, 5])
-def test_adapters_gradients_and_optimizer_are_those_of_the_deployment(placement: Placement, cut: int) -> None:
-    what = deployment(placement=placement, cut=cut)
+def test_adapters_gradients_and_optimizer_are_those_of_the_deployment(algorithm: object, cut: int) -> None:
+    what = deployment(algorithm=algorithm, cut=cut)
     adapter_bytes = 4 * what.adapter_entries
-    at_cut_bytes = 4 * 8 * what.n_tokens * what.vit.dim if placement == "split" else 0
+    at_cut_bytes = 4 * 8 * what.n_tokens * what.vit.dim if what.plan.gradient is not None else 0
     for buffers in (0, 1, 2):
         memory = device_memory(what, MemoryConfig(optimizer_buffers=buffers))
         assert memory.adapters_bytes == adapter_bytes
@@ -173,7 +208,7 @@ def test_adapters_gradients_and_optimizer_are_those_of_the_deployment(placement:
 @pytest.mark.parametrize("cut", [1, 3, 5])
 def test_the_parts_hold_the_weights_of_the_whole(cut: int) -> None:
     both = deployment(cut=cut)
-    whole = device_memory(deployment(placement="local", cut=cut))
+    whole = device_memory(deployment(algorithm="local_lora", cut=cut))
     device, server = device_memory(both), server_memory(both, MemoryConfig(participants=1))
     assert device.weights_bytes + server.weights_bytes == whole.weights_bytes
     exchanged = 2 * device.adapters_bytes
@@ -213,11 +248,11 @@ def test_fewer_tokens_relieve_the_server_and_leave_the_device_its_blocks() -> No
 
 def test_who_holds_what() -> None:
     images_bytes = 8 * (4 * 3 * 28 * 28 + 8)
-    assert device_memory(deployment(placement="central")) == Memory(inputs_bytes=images_bytes)
-    assert server_memory(deployment(placement="central")) == device_memory(deployment(placement="local"))
-    assert device_memory(deployment(placement="federated")) == device_memory(deployment(placement="local"))
-    assert server_memory(deployment(placement="local")) == Memory()
-    federated = deployment(placement="federated")
+    assert device_memory(deployment(algorithm="central")) == Memory(inputs_bytes=images_bytes)
+    assert server_memory(deployment(algorithm="central")) == device_memory(deployment(algorithm="local_lora"))
+    assert device_memory(deployment(algorithm="fed_lora")) == device_memory(deployment(algorithm="local_lora"))
+    assert server_memory(deployment(algorithm="local_lora")) == Memory()
+    federated = deployment(algorithm="fed_lora")
     exchanged = Memory(adapters_bytes=(1 + 3) * 4 * federated.adapter_entries)
     assert server_memory(federated, MemoryConfig(participants=3)) == exchanged
     assert device_memory(deployment()).inputs_bytes == images_bytes
@@ -238,11 +273,11 @@ def test_a_shard_smaller_than_a_batch_is_the_batch() -> None:
 def test_the_environment_does_not_choose_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     from timm.layers import set_fused_attn
 
-    from tsflora.edge import memory
+    from tsflora.edge import activations
 
     def measured() -> list[Memory]:
-        memory._parts.cache_clear()
-        memory._activations_bytes.cache_clear()
+        activations.parts.cache_clear()
+        activations.part_bytes.cache_clear()
         return [device_memory(deployment(), MemoryConfig(attention=kind)) for kind in ("fused", "unfused")]
 
     expected = measured()

@@ -9,6 +9,7 @@ from conftest import small_config
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
+from tsflora.compression import Tokens
 from tsflora.errors import ConfigError, WeightsError
 from tsflora.models import (
     BackboneConfig,
@@ -53,9 +54,9 @@ def test_split_equals_whole_forward_and_gradients_at_every_cut(batch, cut):
     device, server = split(whole, cut)
     cross_entropy(whole(images), labels).backward()
 
-    activations, _ = device(images)
+    activations = device(images).tokens.values
     received = activations.detach().requires_grad_()
-    logits = server(received)
+    logits = server(Tokens(received))
     cross_entropy(logits, labels).backward()
     activations.backward(received.grad)
 
@@ -74,6 +75,34 @@ def test_whole_model_is_the_two_parts(batch):
     whole = lora_model()
     device, server = split(whole, 3)
     torch.testing.assert_close(WholeModel(device, server)(batch[0]), whole(batch[0]), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_is_never_seen(batch):
+    """Each of a ragged batch gets the logits, and its tokens the gradients, that it gets alone."""
+    _, back = split(lora_model(), 2)
+    lengths = torch.tensor([50, 7, 1])
+    values = torch.randn(3, 50, 64, generator=torch.Generator().manual_seed(0))
+    values[torch.arange(50) >= lengths.unsqueeze(1)] = 1e3
+    padded = values.clone().requires_grad_()
+    logits = back(Tokens(padded, lengths))
+    logits.square().sum().backward()
+    for sample, length in enumerate(lengths.tolist()):
+        alone = values[sample : sample + 1, :length].clone().requires_grad_()
+        own = back(Tokens(alone))
+        own.square().sum().backward()
+        torch.testing.assert_close(logits[sample], own[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(padded.grad[sample, :length], alone.grad[0], atol=1e-5, rtol=1e-4)
+        assert not padded.grad[sample, length:].any()
+
+
+def test_a_token_of_two_patches_counts_for_both():
+    """Proportional attention: softmax(QK + log s) over a token of size s is softmax over s copies of it."""
+    _, back = split(lora_model(), 5)  # one block: after it the copies would differ from the token by their own output
+    tokens = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
+    twice = torch.cat([tokens, tokens[:, 4:]], dim=1)
+    sized = back(Tokens(tokens, sizes=torch.tensor([[1.0, 1.0, 1.0, 1.0, 2.0]])))
+    torch.testing.assert_close(sized, back(Tokens(twice)), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(sized, back(Tokens(tokens)), atol=1e-3)
 
 
 def test_device_holds_nothing_of_the_server():
@@ -97,7 +126,7 @@ def test_cls_attention_is_that_of_the_last_device_block_with_its_lora(batch):
     seen = []
     block = device.vit.blocks[-1]
     block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    _, row = device(batch[0])
+    row = device(batch[0]).cls_attention
     b, n, d = seen[0].shape
     q, k, _ = block.attn.qkv(seen[0]).reshape(b, n, 3, 4, d // 4).permute(2, 0, 3, 1, 4)
     full = (q @ k.transpose(-1, -2) / (d // 4) ** 0.5).softmax(-1)

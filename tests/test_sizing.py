@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_study import study_values
 
-from tsflora.compression import token_reducers
 from tsflora.data import data_sources
-from tsflora.edge import compute_per_image
+from tsflora.edge import compute_per_image, plan_of
 from tsflora.edge.sizing import (
     DatasetShape,
     Rate,
@@ -28,9 +27,9 @@ from tsflora.edge.sizing import (
     size_study,
 )
 from tsflora.edge.sizing import test_set_passes as passes  # its name would make pytest collect it
-from tsflora.edge.throughput import measure, workers_of
+from tsflora.edge.throughput import measure, measure_study, workers_of
 from tsflora.errors import ConfigError
-from tsflora.experiment import build_setup, run, run_of
+from tsflora.experiment import run, run_of, start
 from tsflora.federation import TrainingConfig, participants_of
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
@@ -46,6 +45,10 @@ METHODS = {
     "split": {"algorithm": "sflora"},
     "averaged": {"algorithm": {"name": "sflora", "server": "averaged"}},
     "compressed": {"algorithm": "sflora", "tokens": FEW, "quantizer": UNIFORM},
+    "frozen": {"algorithm": {"name": "sflora", "frozen": True}, "tokens": FEW},
+    "changes": {"algorithm": "sflora", "adapter": "change"},
+    "forgetful changes": {"algorithm": "fed_lora", "adapter": {"name": "change", "feedback": False}},
+    "feedback": {"algorithm": "sflora", "gradient": "feedback"},
     "central": {"algorithm": "central"},
 }
 OPTIMIZERS = {"sgd": {"lr": 0.05}, "plain": {"lr": 0.05, "momentum": 0.0}, "adamw": {"name": "adamw", "lr": 0.001}}
@@ -88,16 +91,21 @@ def test_evaluation_by_hand():
     few, full = forward["compressed"], forward["split"]
     device, twice = few.device_forward_macs, few.server_forward_macs + full.server_forward_macs
     assert evaluation_flop(deployment_of(cell("compressed"), 10)) == 2 * (device + twice)
-    quantised = replace(deployment_of(cell("compressed"), 10), tokens=token_reducers.build("all"))
+    frozen = forward["frozen"]
+    assert evaluation_flop(deployment_of(cell("frozen"), 10)) == 2 * (device + twice)
+    assert (frozen.device_backward_macs, frozen.server_forward_macs) == (0, few.server_forward_macs)
+    quantised = replace(deployment_of(cell("compressed"), 10), plan=plan_of("sflora", quantizer=UNIFORM))
     assert evaluation_flop(quantised) == 2 * (whole + full.server_forward_macs)
 
 
 def test_passes_by_hand():
     every_second = TrainingConfig(rounds=5, n_devices=4, participants=4, evaluate_every=2)
-    assert passes(every_second, "split", "digits", 0) == 3  # rounds 2, 4, and the last
-    assert passes(every_second, "local", "digits", 0) == 3 * 4  # everybody trains, so the untrained model is nobody's
+    assert passes(every_second, plan_of("sflora"), "digits", 0) == 3  # rounds 2, 4, and the last
+    assert (
+        passes(every_second, plan_of("local_lora"), "digits", 0) == 3 * 4
+    )  # everybody trains, so the untrained model is nobody's
     one = TrainingConfig(rounds=3, n_devices=10, participants=1)
-    assert passes(one, "local", "digits", 0) == 1 + 1 + 1 + 1  # and once the untrained
+    assert passes(one, plan_of("local_lora"), "digits", 0) == 1 + 1 + 1 + 1  # and once the untrained
 
 
 @given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 6), st.integers(1, 9), st.integers(0, 3))
@@ -116,13 +124,13 @@ def test_local_passes_are_those_of_a_run(rounds, n_devices, participants, every,
                 judged += device in trained or not untrained_known
                 untrained_known |= device not in trained
                 known.add(device)
-    assert passes(config, "local", "digits", seed) == judged
+    assert passes(config, plan_of("local_lora"), "digits", seed) == judged
 
 
 @pytest.mark.parametrize(
     ("method", "optimizer"),
     [(method, "sgd") for method in METHODS]
-    + [(method, name) for method in ("split", "averaged", "central") for name in ("plain", "adamw")],
+    + [(method, name) for method in ("split", "averaged", "frozen", "central") for name in ("plain", "adamw")],
 )
 def test_checkpoints_are_as_large_as_those_of_real_runs(settings, method, optimizer):
     rounds = training(rounds=2, optimizer=OPTIMIZERS[optimizer], participants=2)
@@ -132,8 +140,7 @@ def test_checkpoints_are_as_large_as_those_of_real_runs(settings, method, optimi
         partition={"name": "iid", "min_samples": 4, "max_samples": 4},
         backbone={"weights": "random"},
     )
-    setup, _ = build_setup(planned, settings)
-    real = planned.method.algorithm.start(setup)
+    real = start(planned, settings)
     for round_ in (1, 2):
         for _ in real.train_round(round_, participants_of(planned.training, "digits", planned.seed, round_)):
             pass
@@ -192,12 +199,24 @@ def test_a_study_is_all_of_its_runs_and_sweeps_go_at_their_base_s_rate():
     assert len(sizes) == 2 * 2 * 2 + 1
 
 
-@pytest.mark.parametrize("method", ["local", "compressed", "central"])
+@pytest.mark.parametrize("method", ["local", "compressed", "frozen", "central"])
 def test_a_rate_is_measured_on_the_real_loop(method):
     planned = cell(method, training=training(batch_size=2, optimizer={"lr": 100.0}))  # would end in NaN if it were used
     rate = measure(planned, SHAPE, 2, Settings(device="cpu", threads=1))
     assert 1e6 < rate.train_flop_per_s < 1e14
     assert 1e6 < rate.evaluate_flop_per_s < 1e14
+
+
+def test_what_depends_on_the_data_is_left_out_aloud(caplog):
+    ragged = {"algorithm": "sflora", "tokens": {"name": "attention_mass", "mass": 0.5}}
+    values = study_values()
+    methods = {"ragged": ragged, "plain": {"algorithm": "sflora"}}
+    study = StudyConfig.parse({**values, "methods": methods})
+    assert {size.method for size in size_study(study)} == {"plain"}
+    assert "ragged, iid: the number of tokens depends on the data; it is measured in a run's record" in caplog.text
+    caplog.clear()
+    assert measure_study(study, 1, Settings(device="cpu"), ["ragged"]) == {}
+    assert "left out: ragged: the number of tokens depends on the data" in caplog.text
 
 
 def test_no_steps_is_an_error():

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 import tsflora
-from tsflora.compression import Quantizer, Reduced, quantizers, token_reducers
+from tsflora.compression import Quantizer, Reduced, Seen, Tokens, quantizers, token_reducers
 from tsflora.errors import ConfigError
-from tsflora.experiment import build_setup
+from tsflora.experiment import assemble
+from tsflora.federation import ServerSide
 from tsflora.models.adapters import trainable
 from tsflora.seeding import numpy_generator, torch_generator
 from tsflora.settings import Settings
@@ -60,7 +61,7 @@ def batch(n: int, patches: int, dim: int, seed: object = 0) -> tuple[torch.Tenso
 
 def reduce(tokens: torch.Tensor, attention: torch.Tensor, **options: object) -> Reduced:
     reducer = token_reducers.build({"name": "top_k_merge", **options})
-    return reducer.reduce(tokens, attention, torch_generator("reduce"))
+    return reducer.reduce(Seen(Tokens(tokens), attention), torch_generator("reduce"))
 
 
 def uniform(bits: int, **options: object) -> Quantizer:
@@ -90,7 +91,7 @@ def test_scatter_by_hand() -> None:
     attention = torch.tensor([[[0.2, 0.1, 0.3, 0.1, 0.3]]])
     reduced = reduce(tokens, attention, n_tokens=4)
     assert reduced.kept.tolist() == [[1, 3]]
-    assert scatter(reduced.tokens, reduced).ravel().tolist() == [9.0, 2.5, 2.0, 2.5, 8.0]
+    assert scatter(reduced.tokens.values, reduced).ravel().tolist() == [9.0, 2.5, 2.0, 2.5, 8.0]
     found = selection_distortion(tokens, reduced)
     assert found.measured == found.within == found.identity == pytest.approx(4.5)
     assert found.offset == 0
@@ -118,10 +119,10 @@ def test_each_merged_token_is_best_for_its_own_distortion(given_: tuple[torch.Te
     tokens, reduced = given_
     if reduced.kept.shape[1] == tokens.shape[1] - 1:
         return
-    moved = reduced.tokens.clone()
+    moved = reduced.tokens.values.clone()
     moved[:, -1] += 0.1 * torch.randn(moved[:, -1].shape, generator=torch_generator(seed), dtype=moved.dtype)
     best = selection_distortion(tokens, reduced)
-    other = selection_distortion(tokens, Reduced(moved, reduced.kept, reduced.merge_weights))
+    other = selection_distortion(tokens, Reduced(Tokens(moved), reduced.kept, reduced.merge_weights))
     assert best.attention_weighted < other.attention_weighted
     if bool((reduced.merge_weights.max(dim=1).values * (tokens.shape[1] - 1 - reduced.kept.shape[1]) < ROUNDED).all()):
         assert best.measured < other.measured
@@ -149,9 +150,16 @@ def test_diameter_bound_is_of_the_right_size() -> None:
 def test_no_distortion_when_every_patch_travels(options: dict) -> None:
     tokens, attention = batch(2, 9, 4)
     reduced = reduce(tokens, attention, **options)
-    assert torch.equal(scatter(reduced.tokens, reduced), tokens)
+    assert torch.equal(scatter(reduced.tokens.values, reduced), tokens)
     found = selection_distortion(tokens, reduced)
     assert found.measured == found.identity == found.diameter_bound == found.norm_bound == 0
+
+
+def test_samples_that_keep_different_numbers_of_patches_are_refused() -> None:
+    tokens, attention = batch(4, 9, 4)
+    reduced = reduce(tokens, attention, name="attention_mass", mass=0.5)
+    with pytest.raises(ConfigError, match="samples that keep equally many patches; given: numbers that differ"):
+        selection_distortion(tokens, reduced)
 
 
 def test_dropped_patches_have_no_place_in_a_scattered_sequence() -> None:
@@ -227,7 +235,7 @@ def test_both_errors_add_up_and_the_merged_one_counts_for_every_patch_it_stands_
     """One draw's error is, by Cauchy-Schwarz, at most (sqrt(eps_sel) + sqrt(sum Delta^2))^2; Hoeffding as above."""
     tokens, attention = batch(2, 9, 5)
     reduced, quantizer, count = reduce(tokens, attention, n_tokens=4), uniform(2, **options), 300
-    found = total_distortion(tokens, reduced, quantizer, draws(quantizer, reduced.tokens, count))
+    found = total_distortion(tokens, reduced, quantizer, draws(quantizer, reduced.tokens.values, count))
     selection = selection_distortion(tokens, reduced).measured
     rounding = found.bound - selection
     largest = (math.sqrt(selection) + math.sqrt(4 * rounding)) ** 2
@@ -235,7 +243,7 @@ def test_both_errors_add_up_and_the_merged_one_counts_for_every_patch_it_stands_
     assert abs(found.measured - found.expected) <= 6 * found.standard_error  # far sharper, but only asymptotic
     assert selection < found.expected <= found.bound
     if not options:
-        low, high = float(reduced.tokens.min()), float(reduced.tokens.max())
+        low, high = float(reduced.tokens.values.min()), float(reduced.tokens.values.max())
         assert rounding == pytest.approx(rounding_bound(2 * 10 * 5, low, high, 2), rel=1e-6)
 
 
@@ -243,8 +251,18 @@ def test_both_errors_add_up_and_the_merged_one_counts_for_every_patch_it_stands_
 
 
 @pytest.fixture
-def setup(settings: Settings):
-    return build_setup(method_config(), settings)[0]
+def side(settings: Settings) -> ServerSide:
+    return assemble(method_config(), settings)[1]
+
+
+def first_images(side: ServerSide, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    terms, rows = side.terms, slice(0, n)
+    images = terms.task.inputs(side.test.images[rows], terms.spec, terms.where)
+    return images, terms.task.targets(side.test.labels[rows], terms.where)
+
+
+def loss_of(side: ServerSide, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(side.back(Tokens(tokens)), labels)
 
 
 def method_config(**tokens: object):
@@ -256,26 +274,27 @@ def method_config(**tokens: object):
     return small_config(method, backbone={"weights": "bundled"})
 
 
-def test_gradient_of_the_split_model_is_that_of_the_whole(setup) -> None:
-    images, labels = setup.test_inputs(slice(0, 4))
-    server, device = (list(trainable(part).values()) for part in (setup.server_part, setup.device_part))
+def test_gradient_of_the_split_model_is_that_of_the_whole(side: ServerSide) -> None:
+    images, labels = first_images(side, 4)
+    server, device = (list(trainable(part).values()) for part in (side.back, side.front))
     with torch.no_grad():
         for parameter in device:
             parameter.add_(0.01)  # LoRA's zero factors would hide half of the gradients
-    tokens, _ = setup.device_part(images)
-    found = gradient(lambda x: cross_entropy(setup.server_part(x), labels), tokens, tokens, server, device)
-    whole = torch.autograd.grad(cross_entropy(setup.server_part(tokens), labels), [*server, *device])
+    tokens = side.front(images).tokens.values
+    found = gradient(lambda x: loss_of(side, x, labels), tokens, tokens, server, device)
+    whole = torch.autograd.grad(loss_of(side, tokens, labels), [*server, *device])
     expected = torch.cat([each.ravel().double() for each in whole])
     torch.testing.assert_close(torch.cat([found.server, found.device]), expected, rtol=1e-5, atol=1e-7)
     assert found.device.any()
     assert found.squared_norm == pytest.approx(float(expected.square().sum()), rel=1e-5)
 
 
-def test_patches_that_coincide_are_no_loss_when_scattered_but_are_one_when_transmitted(setup) -> None:
+def test_patches_that_coincide_are_no_loss_when_scattered_but_are_one_when_transmitted(side: ServerSide) -> None:
     """The lemma's sequence then equals the original; the server's has fewer copies, to which attention gives less."""
-    images, labels = setup.test_inputs(slice(0, 4))
-    server = list(trainable(setup.server_part).values())
-    tokens, attention = (x.detach() for x in setup.device_part(images))
+    images, labels = first_images(side, 4)
+    server = list(trainable(side.back).values())
+    seen = side.front(images)
+    tokens, attention = seen.tokens.values.detach(), seen.cls_attention
     kept = reduce(tokens, attention, n_tokens=20).kept
     patches = tokens[:, 1:]
     same = patches.mean(dim=1, keepdim=True).expand_as(patches).clone()
@@ -285,12 +304,12 @@ def test_patches_that_coincide_are_no_loss_when_scattered_but_are_one_when_trans
     reduced = reduce(tokens, attention, n_tokens=20)
 
     def at(x: torch.Tensor):
-        return gradient(lambda y: cross_entropy(setup.server_part(y), labels), x, x, server)
+        return gradient(lambda y: loss_of(side, y, labels), x, x, server)
 
     reference = at(tokens)
     assert not reference.device.numel()
-    scattered = (at(scatter(reduced.tokens, reduced)) - reference).squared_norm
-    transmitted = (at(reduced.tokens) - reference).squared_norm
+    scattered = (at(scatter(reduced.tokens.values, reduced)) - reference).squared_norm
+    transmitted = (at(reduced.tokens.values) - reference).squared_norm
     assert scattered < 1e-8 * reference.squared_norm
     assert transmitted > 1e-3 * reference.squared_norm
 
@@ -543,8 +562,8 @@ def test_fit_recovers_the_model_it_was_made_from() -> None:
 # All of it on real activations
 
 
-def test_measured_beside_bounds_on_real_activations(setup) -> None:
-    rows = measure(setup, [2, 20, 50], [2, 8], draws=2, batch_size=8)
+def test_measured_beside_bounds_on_real_activations(side: ServerSide) -> None:
+    rows = measure(side, [2, 20, 50], [2, 8], draws=2, batch_size=8)
     assert rows[["n_tokens", "bits"]].to_numpy().tolist() == [[2, 2], [2, 8], [20, 2], [20, 8], [50, 2], [50, 8]]
     assert rows["kept"].tolist() == [0, 0, 18, 18, 49, 49]
     assert (rows["cut"] == 2).all()
@@ -569,27 +588,27 @@ def test_measured_beside_bounds_on_real_activations(setup) -> None:
     assert full["scattered_perturbation"].iloc[1] < 1e-2 * full["scattered_perturbation"].iloc[0]
     assert (rows["transmitted_perturbation"] > rows["transmitted_server_perturbation"]).all()
     np.testing.assert_allclose(rows["perturbation_bound"], rows["lipschitz"] ** 2 * rows["total_bound"])
-    pd.testing.assert_frame_equal(rows, measure(setup, [2, 20, 50], [2, 8], draws=2, batch_size=8))
+    pd.testing.assert_frame_equal(rows, measure(side, [2, 20, 50], [2, 8], draws=2, batch_size=8))
     fitted = fit_perturbation(rows)
     assert fitted(2, 50, 8) < fitted(2, 2, 8)
 
 
-def test_transmitted_perturbation_is_that_of_a_training_step(setup) -> None:
+def test_transmitted_perturbation_is_that_of_a_training_step(side: ServerSide) -> None:
     """One graph from the images through reducer and quantizer to the loss, as autograd sees it."""
-    row = measure(setup, [20], [3], draws=1, batch_size=4).iloc[0]
-    images, labels = setup.test_inputs(slice(0, 4))
-    adapters = [p for part in (setup.server_part, setup.device_part) for p in trainable(part).values()]
-    tokens, attention = setup.device_part(images)
-    reduced = setup.token_codec.reduce(tokens, attention, torch_generator("unused"))
-    received = uniform(3, range="token").forward(reduced.tokens, setup.generator("theory", 0, 20, 3))
+    row = measure(side, [20], [3], draws=1, batch_size=4).iloc[0]
+    images, labels = first_images(side, 4)
+    adapters = [p for part in (side.back, side.front) for p in trainable(part).values()]
+    seen = side.front(images)
+    reduced = side.terms.plan.codec.tokens.reduce(seen, torch_generator("unused"))
+    received = uniform(3, range="token").forward(reduced.tokens.values, side.terms.generator("theory", 0, 20, 3))
     step, plain = (
-        torch.autograd.grad(cross_entropy(setup.server_part(x), labels), adapters, retain_graph=True)
-        for x in (received, tokens)
+        torch.autograd.grad(loss_of(side, x, labels), adapters, retain_graph=True)
+        for x in (received, seen.tokens.values)
     )
     expected = sum(float((a - b).double().square().sum()) for a, b in zip(step, plain, strict=True))
     assert row["transmitted_perturbation"] == pytest.approx(expected, rel=1e-4)
     assert row["scattered_perturbation"] != pytest.approx(expected, rel=1e-2)
-    z = reduced.tokens.detach().double()
+    z = reduced.tokens.values.detach().double()
     steps = (z.amax(dim=2) - z.amin(dim=2)) / 7
     assert row["rounding_bound"] == pytest.approx(64 * float(steps.square().sum()) / 4, rel=1e-5)
 
@@ -600,9 +619,9 @@ def test_retained_attention_by_hand() -> None:
     assert retained_attention(attention, reduced) == pytest.approx((0.2 + 0.2) / (0.1 + 0.2 + 0.1 + 0.2))
 
 
-def test_lipschitz_constant_comes_from_another_batch_than_what_it_predicts(setup) -> None:
-    others = dataclasses.replace(setup, test=setup.test.subset([0, 1, 2, 3, 4, 4, 4, 4]))
-    here, there = (measure(each, [20], [8], draws=2, batch_size=4) for each in (setup, others))
+def test_lipschitz_constant_comes_from_another_batch_than_what_it_predicts(side: ServerSide) -> None:
+    others = dataclasses.replace(side, test=side.test.subset([0, 1, 2, 3, 4, 4, 4, 4]))
+    here, there = (measure(each, [20], [8], draws=2, batch_size=4) for each in (side, others))
     changed = [name for name in here.columns if here[name].iloc[0] != there[name].iloc[0]]
     assert changed == ["lipschitz", "perturbation_bound"]
 
@@ -616,16 +635,19 @@ def test_lipschitz_constant_comes_from_another_batch_than_what_it_predicts(setup
         ({"bits": [17]}, "uniform.bits"),
     ],
 )
-def test_impossible_measurements(setup, arguments: dict, message: str) -> None:
+def test_impossible_measurements(side: ServerSide, arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        measure(setup, **({"n_tokens": [20], "bits": [8], "batch_size": 4} | arguments))
+        measure(side, **({"n_tokens": [20], "bits": [8], "batch_size": 4} | arguments))
 
 
 def test_only_a_method_that_selects_and_quantises_can_be_varied(settings: Settings) -> None:
-    plain = build_setup(small_config(), settings)[0]
+    plain = assemble(small_config(), settings)[1]
     with pytest.raises(ConfigError, match="given: all, float32"):
         measure(plain, [20], [8], batch_size=4)
-    dropping = build_setup(method_config(merge="none"), settings)[0]
+    whole = assemble(small_config({"algorithm": "fed_lora"}), settings)[1]
+    with pytest.raises(ConfigError, match="given: no codec"):
+        measure(whole, [20], [8], batch_size=4)
+    dropping = assemble(method_config(merge="none"), settings)[1]
     with pytest.raises(ConfigError, match="merge: none"):
         measure(dropping, [20], [8], batch_size=4)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tsflora.compression import Seen, Tokens
 from tsflora.compression.tokens import Reduced, token_reducers
 from tsflora.errors import ConfigError
 from tsflora.seeding import torch_generator
@@ -18,7 +19,7 @@ def batch(n: int = 3, patches: int = M) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reduce(tokens: torch.Tensor, attention: torch.Tensor, **options: object) -> Reduced:
-    return token_reducers.build(options).reduce(tokens, attention, torch_generator("reduce"))
+    return token_reducers.build(options).reduce(Seen(Tokens(tokens), attention), torch_generator("reduce"))
 
 
 SELECTING = ["top_k_merge", "random", "feature_norm"]
@@ -29,14 +30,14 @@ SELECTING = ["top_k_merge", "random", "feature_norm"]
 def test_as_many_tokens_as_the_model_has_is_the_identity(name: str, options: dict) -> None:
     tokens, attention = batch()
     reduced = reduce(tokens, attention, name=name, **options)
-    assert torch.equal(reduced.tokens, tokens)
+    assert torch.equal(reduced.tokens.values, tokens)
     assert torch.equal(reduced.kept, torch.arange(M).expand(3, M))
     assert not reduced.merge_weights.any()
 
 
 def test_all_is_the_identity() -> None:
     tokens, attention = batch()
-    assert torch.equal(reduce(tokens, attention, name="all").tokens, tokens)
+    assert torch.equal(reduce(tokens, attention, name="all").tokens.values, tokens)
     assert token_reducers.build("all").n_transmitted(M) == M + 1
 
 
@@ -44,22 +45,22 @@ def test_no_kept_patch_sends_cls_and_the_mean_of_all() -> None:
     tokens, attention = batch()
     reduced = reduce(tokens, attention, name="top_k_merge", K=0, merge="uniform")
     assert reduced.kept.shape == (3, 0)
-    torch.testing.assert_close(reduced.tokens, torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))
+    torch.testing.assert_close(reduced.tokens.values, torch.stack([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1))
 
 
 def test_cls_alone() -> None:
     tokens, attention = batch()
     reduced = reduce(tokens, attention, name="top_k_merge", n_tokens=1, merge="none")
-    assert torch.equal(reduced.tokens, tokens[:, :1])
+    assert torch.equal(reduced.tokens.values, tokens[:, :1])
     assert not reduced.merge_weights.any()
 
 
 def test_two_patches_and_one_image() -> None:
     tokens, attention = batch(n=1, patches=2)
-    assert torch.equal(reduce(tokens, attention, name="top_k_merge", n_tokens=3).tokens, tokens)
+    assert torch.equal(reduce(tokens, attention, name="top_k_merge", n_tokens=3).tokens.values, tokens)
     merged = reduce(tokens, attention, name="top_k_merge", n_tokens=2)
     weights = attention[0].mean(dim=0)[1:]
-    torch.testing.assert_close(merged.tokens[0, 1], weights @ tokens[0, 1:] / weights.sum())
+    torch.testing.assert_close(merged.tokens.values[0, 1], weights @ tokens[0, 1:] / weights.sum())
 
 
 def test_selection_and_merge_by_hand() -> None:
@@ -69,7 +70,7 @@ def test_selection_and_merge_by_hand() -> None:
     # 0.30 (patch 2) first, then the tie 0.20 between patches 0 and 4: the lower index.
     assert reduced.kept.tolist() == [[0, 2]]
     torch.testing.assert_close(reduced.merge_weights, torch.tensor([[0, 0.125, 0, 0.375, 0.5]]))
-    torch.testing.assert_close(reduced.tokens, torch.tensor([[[9.0], [1.0], [4.0], [0.25 + 3 + 8]]]))
+    torch.testing.assert_close(reduced.tokens.values, torch.tensor([[[9.0], [1.0], [4.0], [0.25 + 3 + 8]]]))
 
 
 @pytest.mark.parametrize("n_patches", [5, 49, 196])
@@ -97,7 +98,7 @@ def test_fallback_is_decided_for_each_image() -> None:
     attention[0, :, 1:] = 0
     both = reduce(tokens, attention, name="top_k_merge", K=2)
     alone = reduce(tokens[1:], attention[1:], name="top_k_merge", K=2)
-    torch.testing.assert_close(both.tokens[1:], alone.tokens)
+    torch.testing.assert_close(both.tokens.values[1:], alone.tokens.values)
 
 
 def test_score_norm_changes_what_heads_weigh() -> None:
@@ -114,7 +115,7 @@ def test_a_head_that_sees_no_patch_is_no_nan() -> None:
     attention = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]]])
     reduced = reduce(torch.eye(4).unsqueeze(0), attention, name="top_k_merge", n_tokens=3, score_norm="patches")
     assert reduced.kept.tolist() == [[2]]
-    assert reduced.tokens.isfinite().all()
+    assert reduced.tokens.values.isfinite().all()
 
 
 def test_feature_norm_keeps_the_longest_and_merges_by_attention() -> None:
@@ -128,9 +129,9 @@ def test_feature_norm_keeps_the_longest_and_merges_by_attention() -> None:
 def test_random_follows_its_generator() -> None:
     tokens, attention = batch(n=8, patches=49)
     reducer = token_reducers.build({"name": "random", "n_tokens": 10})
-    first = reducer.reduce(tokens, attention, torch_generator("a")).kept
-    assert torch.equal(first, reducer.reduce(tokens, attention, torch_generator("a")).kept)
-    assert not torch.equal(first, reducer.reduce(tokens, attention, torch_generator("b")).kept)
+    first = reducer.reduce(Seen(Tokens(tokens), attention), torch_generator("a")).kept
+    assert torch.equal(first, reducer.reduce(Seen(Tokens(tokens), attention), torch_generator("a")).kept)
+    assert not torch.equal(first, reducer.reduce(Seen(Tokens(tokens), attention), torch_generator("b")).kept)
     assert len({tuple(row) for row in first.tolist()}) == 8  # one draw for each image
 
 
@@ -142,8 +143,8 @@ def test_gradient_reaches_each_patch_by_its_share(name: str, merge: str) -> None
     tokens.requires_grad_()
     attention.requires_grad_()
     reduced = reduce(tokens, attention, name=name, n_tokens=6, merge=merge)
-    upstream = torch.randn(reduced.tokens.shape, generator=torch_generator("upstream"))
-    (gradient,) = torch.autograd.grad((reduced.tokens * upstream).sum(), tokens, retain_graph=True)
+    upstream = torch.randn(reduced.tokens.values.shape, generator=torch_generator("upstream"))
+    (gradient,) = torch.autograd.grad((reduced.tokens.values * upstream).sum(), tokens, retain_graph=True)
     expected = torch.zeros_like(tokens)
     expected[:, 0] = upstream[:, 0]
     for image in range(3):
@@ -153,14 +154,14 @@ def test_gradient_reaches_each_patch_by_its_share(name: str, merge: str) -> None
             expected[image, 1 + patch] = upstream[image, 1 + place]
     torch.testing.assert_close(gradient, expected)
     # Selection and weights are constants: nothing flows into the scores.
-    (scores,) = torch.autograd.grad(reduced.tokens.sum(), attention, allow_unused=True)
+    (scores,) = torch.autograd.grad(reduced.tokens.values.sum(), attention, allow_unused=True)
     assert scores is None
 
 
 def test_bfloat16_activations_stay_bfloat16() -> None:
     tokens, attention = batch()
     reduced = reduce(tokens.bfloat16(), attention.bfloat16(), name="top_k_merge", n_tokens=6)
-    assert reduced.tokens.dtype == torch.bfloat16
+    assert reduced.tokens.values.dtype == torch.bfloat16
     torch.testing.assert_close(reduced.merge_weights.sum(dim=1), torch.ones(3))
 
 
@@ -200,4 +201,84 @@ def test_more_tokens_than_the_model_has_is_refused(name: str) -> None:
         reducer.n_transmitted(M)
     tokens, attention = batch()
     with pytest.raises(ConfigError):
-        reducer.reduce(tokens, attention, torch_generator("x"))
+        reducer.reduce(Seen(Tokens(tokens), attention), torch_generator("x"))
+
+
+# --- numbers that differ by sample
+
+
+def peaked(*n_peaks: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples whose attention lies on their first patches in equal parts, nine tenths of it."""
+    tokens, _ = batch(len(n_peaks))
+    attention = torch.zeros(len(n_peaks), HEADS, M + 1)
+    for sample, n in enumerate(n_peaks):
+        attention[sample, :, 1 : 1 + n] = 0.9 / n
+        attention[sample, :, 1 + n :] = 0.1 / (M - n)
+    return tokens, attention
+
+
+def test_a_simple_image_keeps_few_and_a_busy_one_many() -> None:
+    tokens, attention = peaked(1, 4, 2)
+    reduced = reduce(tokens, attention, name="attention_mass", mass=0.9)
+    assert reduced.kept.tolist() == [[0, -1, -1, -1], [0, 1, 2, 3], [0, 1, -1, -1]]
+    assert reduced.tokens.lengths.tolist() == [3, 6, 4]
+    assert reduced.tokens.values.shape == (3, 6, D)
+    assert reduced.tokens.sizes is None
+    for sample, n in enumerate((1, 4, 2)):
+        sequence = reduced.tokens.values[sample]
+        assert torch.equal(sequence[: 1 + n], tokens[sample, : 1 + n])
+        torch.testing.assert_close(sequence[1 + n], tokens[sample, 1 + n :].mean(dim=0))
+        assert not sequence[2 + n :].any()
+
+
+@pytest.mark.parametrize(("mass", "kept"), [(0.01, 1), (0.45, 1), (0.46, 2), (0.9, 2), (0.91, 3), (1.0, 9)])
+def test_the_fewest_patches_that_hold_the_share(mass: float, kept: int) -> None:
+    reduced = reduce(*peaked(2), name="attention_mass", mass=mass)
+    assert reduced.kept.shape == (1, kept)
+    assert reduced.tokens.lengths.tolist() == [1 + kept + (kept < M)]
+
+
+def test_without_a_merged_token_the_others_are_left_out() -> None:
+    reduced = reduce(*peaked(1, 4), name="attention_mass", mass=0.9, merge="none")
+    assert reduced.tokens.lengths.tolist() == [2, 5]
+    assert not reduced.merge_weights.any()
+
+
+def test_sizes_say_how_many_patches_a_token_stands_for() -> None:
+    reduced = reduce(*peaked(1, 4), name="attention_mass", mass=0.9, proportional=True)
+    assert reduced.tokens.sizes.tolist() == [[1, 1, M - 1, 0, 0, 0], [1, 1, 1, 1, 1, M - 4]]
+    bias = reduced.tokens.bias()[:, 0, 0]
+    expected = torch.tensor([[0, 0, M - 1, 0, 0, 0], [0, 0, 0, 0, 0, M - 4]], dtype=torch.float32).clamp_min(1).log()
+    expected[0, 3:] = -torch.inf
+    torch.testing.assert_close(bias, expected)
+
+
+def test_sizes_without_a_merged_token_say_nothing() -> None:
+    with pytest.raises(ValueError, match="proportional needs a merged token"):
+        token_reducers.build({"name": "attention_mass", "mass": 0.5, "proportional": True, "merge": "none"})
+
+
+@pytest.mark.parametrize("mass", [0, -1, 1.1, float("nan")])
+def test_a_share_is_a_share(mass: float) -> None:
+    with pytest.raises(ValueError, match="attention_mass"):
+        token_reducers.build({"name": "attention_mass", "mass": mass})
+
+
+def test_what_was_reduced_once_is_not_reduced_again() -> None:
+    once = reduce(*peaked(1, 4), name="attention_mass", mass=0.9)
+    again = Seen(once.tokens, torch.ones(2, HEADS, once.tokens.values.shape[1]))
+    with pytest.raises(ConfigError, match="needs the CLS token's attention over sequences of one length"):
+        token_reducers.build({"name": "top_k_merge", "n_tokens": 3}).reduce(again, torch_generator("x"))
+    with pytest.raises(ConfigError, match="needs the CLS token's attention"):
+        token_reducers.build({"name": "attention_mass", "mass": 0.5}).reduce(
+            Seen(Tokens(torch.ones(1, 3, D))), torch_generator("x")
+        )
+
+
+def test_rows_travel_and_come_back_to_their_places() -> None:
+    tokens = reduce(*peaked(1, 4, 2), name="attention_mass", mass=0.9).tokens
+    rows = tokens.rows()
+    assert rows.shape == (3 + 6 + 4, D)
+    back = tokens.like(2 * rows)
+    assert torch.equal(back.values, 2 * tokens.values)
+    assert torch.equal(back.lengths, tokens.lengths)

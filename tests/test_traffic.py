@@ -1,7 +1,6 @@
 """Traffic: the formula against the bytes of real rounds and real frames, and against what the paper prints."""
 
 import functools
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,23 @@ from hypothesis import given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
-from tsflora.compression import Kind, Quantizer, TensorCodec, TokenCodec, encode_labels, quantizers, token_reducers
-from tsflora.edge.deployment import Deployment, Placement, Workload
+from tsflora.compression import Layout, Quantizer, Seen, Tokens, encode_labels, quantizers
+from tsflora.compression.quantizers import Float32
+from tsflora.edge.compute import compute
+from tsflora.edge.deployment import Deployment, MeasuredError, Workload, plan_of
+from tsflora.edge.memory import device_memory, server_memory
 from tsflora.edge.shape import VitShape
 from tsflora.edge.traffic import Traffic, paper_uplink_mib, token_readings, traffic
 from tsflora.errors import ConfigError
-from tsflora.experiment import ExperimentConfig, build_setup
-from tsflora.federation.exchange import Traffic as Counted
+from tsflora.experiment import ExperimentConfig, MethodConfig, start
+from tsflora.federation import Message
+from tsflora.federation.link import Traffic as Counted
 from tsflora.models import LoraConfig
 from tsflora.records import KINDS
 from tsflora.report.paper import VALUES, compression_ratio, token_saving
 from tsflora.seeding import torch_generator
 from tsflora.settings import Settings
+from tsflora.wire import Format
 
 STUDY = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())["methods"]
 del STUDY["central_jpeg"]  # its size depends on the images, not on shapes alone
@@ -45,6 +49,22 @@ UNUSUAL = {
         "adapter_quantizer": {"name": "uniform", "bits": 5, "range": "channel"},
     },
     "federated adapters of 16 bits": {"algorithm": "fed_lora", "adapter_quantizer": "float16"},
+    "adapters as changes": {"algorithm": "sflora", "adapter": {"name": "change"}},
+    "federated changes of 3 bits": {
+        "algorithm": "fed_lora",
+        "adapter": {"name": "change", "quantizer": {"name": "uniform", "bits": 3}},
+    },
+    "gradients with feedback": {"algorithm": "sflora", "gradient": "feedback"},
+    "a codec by its full name": {
+        "algorithm": "split_lora",
+        "codec": {"name": "tokens", "tokens": {"name": "random", "K": 4}, "quantizer": "float16"},
+    },
+    "frozen devices": {"algorithm": {"name": "sflora", "frozen": True}},
+    "frozen devices, few tokens of few bits": {
+        "algorithm": {"name": "sflora", "frozen": True},
+        "tokens": {"name": "top_k_merge", "n_tokens": 9},
+        "quantizer": {"name": "uniform", "bits": 3},
+    },
     "raw images": {"algorithm": "central"},
 }
 
@@ -59,18 +79,16 @@ def check_round(settings: Settings, method: dict, n_participants: int = 1, **cha
     """One real round on ViT-Micro with its bundled weights; every participant has 24 images, in batches of 10."""
     training = {**small_config().dump()["training"], "n_devices": 3, "local_epochs": 2}
     config = small_config(method, **{"backbone": {"weights": "bundled"}, "training": training, **changes})
-    setup, _ = build_setup(config, settings)
-    run = config.method.algorithm.start(setup)
-    counted = run.exchange.reset_traffic()
+    run = start(config, settings)
     for _ in run.train_round(1, range(n_participants)):
         pass
-    deployment = deployment_of(config, setup.train.n_classes, len(setup.shards[0]))
-    height, width, channels = setup.train.images.shape[1:]
-    found = traffic(deployment, (height, width, channels) if deployment.placement == "central" else None)
+    deployment = deployment_of(config, run.terms.n_classes, run.devices[0].n_samples // 2)
+    height, width, channels = run.side.test.images.shape[1:]
+    found = traffic(deployment, (height, width, channels) if deployment.plan.uploads == "samples" else None)
     assert deployment.workload.batches == (10, 10, 4) * 2
-    assert {kind: n_participants * n for kind, n in found.uplink.items()} == dict(counted.uplink)
-    assert {kind: n_participants * n for kind, n in found.downlink.items()} == dict(counted.downlink)
-    assert n_participants * found.total_bytes == counted.total_bytes
+    assert {kind: n_participants * n for kind, n in found.uplink.items()} == dict(run.uplink())
+    assert {kind: n_participants * n for kind, n in found.downlink.items()} == dict(run.downlink())
+    assert n_participants * found.total_bytes == run.uplink().total() + run.downlink().total()
     assert {*found.uplink, *found.downlink} <= set(KINDS)
     return found
 
@@ -90,6 +108,12 @@ def test_every_method_of_the_study_is_what_a_real_round_sends(settings: Settings
 @pytest.mark.parametrize("method", UNUSUAL.values(), ids=UNUSUAL)
 def test_unusual_codecs_are_what_a_real_round_sends(settings: Settings, method: dict) -> None:
     check_round(settings, method)
+
+
+def test_nothing_comes_back_to_frozen_devices(settings: Settings) -> None:
+    found = check_round(settings, UNUSUAL["frozen devices"], n_participants=2)
+    assert found.downlink == {}
+    assert set(found.uplink) == {"activations", "headers", "labels"}
 
 
 @pytest.mark.parametrize("algorithm", ["split_lora", "fed_lora"])
@@ -124,11 +148,22 @@ def drawn_deployments(draw: st.DrawFn) -> Deployment:
         n_patches=n_patches,
         n_classes=n_classes,
     )
-    placements: list[Placement] = ["split", "federated", "local"]
+    algorithm = draw(st.sampled_from(["sflora", "frozen", "fed_lora", "local_lora"]))
+    method: dict[str, Any] = {}
+    if algorithm in ("sflora", "frozen"):
+        n_tokens = draw(st.integers(1, n_patches + 1))
+        method["tokens"] = {"name": "top_k_merge", "n_tokens": n_tokens, "merge": "none"}
+        method["quantizer"] = draw(drawn_quantizers())
+    if algorithm == "sflora":
+        method["gradient_quantizer"] = draw(drawn_quantizers())
+    if algorithm in ("sflora", "fed_lora"):
+        method["adapter_quantizer"] = draw(drawn_quantizers())
     targets = draw(st.lists(st.sampled_from(["qkv", "proj", "fc1", "fc2"]), min_size=1, unique=True))
     return Deployment(
         vit,
-        placement=draw(st.sampled_from(placements)),
+        MethodConfig.parse(
+            {"algorithm": {"name": "sflora", "frozen": True} if algorithm == "frozen" else algorithm, **method}
+        ).plan,
         cut=draw(st.integers(1, n_blocks - 1)),
         lora=LoraConfig(rank=draw(st.integers(1, 5)), targets=tuple(targets)),
         workload=Workload(
@@ -136,35 +171,30 @@ def drawn_deployments(draw: st.DrawFn) -> Deployment:
             batch_size=draw(st.integers(1, 5)),
             local_epochs=draw(st.integers(1, 2)),
         ),
-        tokens=token_reducers.build(
-            {"name": "top_k_merge", "n_tokens": draw(st.integers(1, n_patches + 1)), "merge": "none"}
-        ),
-        quantizer=draw(drawn_quantizers()),
-        gradient_quantizer=draw(drawn_quantizers()),
-        adapter_quantizer=draw(drawn_quantizers()),
     )
 
 
 @example_settings(deadline=None, max_examples=60)
 @given(drawn_deployments())
 def test_the_formula_is_the_length_of_really_encoded_frames(deployment: Deployment) -> None:
-    vit, work = deployment.vit, deployment.workload
+    vit, plan, work = deployment.vit, deployment.plan, deployment.workload
     counted, generator = Counted(), torch_generator("frames")
-    if deployment.placement != "local":
-        codec = TensorCodec(deployment.adapter_quantizer, Kind.ADAPTERS)
-        adapter = [torch.rand(shape, generator=generator) for shape in deployment.adapter_shapes]
-        counted.count(counted.downlink, codec.encode_all(adapter, generator))
-        counted.count(counted.uplink, codec.encode_all(adapter, generator))
-    if deployment.placement == "split":
-        uplink = TokenCodec(deployment.tokens, deployment.quantizer)
-        downlink = TensorCodec(deployment.gradient_quantizer, Kind.GRADIENTS)
+    if plan.adapter is not None:
+        adapter = {str(i): torch.rand(shape, generator=generator) for i, shape in enumerate(deployment.adapter_shapes)}
+        end = plan.adapter.end(adapter)
+        counted.count(counted.downlink, Message("", {"adapter": end.publish(adapter, generator)}))
+        counted.count(counted.uplink, Message("", {"adapter": end.submit(adapter, generator)}))
+    if plan.codec is not None:
+        sender = plan.codec.sender()
         for labels in torch.zeros(work.n_samples, dtype=torch.int64).split(work.batch_size) * work.local_epochs:
             activations = torch.rand(len(labels), vit.n_patches + 1, vit.dim, generator=generator)
-            attention = torch.ones(len(labels), vit.n_heads, vit.n_patches + 1)
-            tokens = uplink.reduce(activations, attention, generator).tokens
-            counted.count(counted.uplink, uplink.encode(tokens, generator))
-            counted.count(counted.uplink, encode_labels(labels, vit.n_classes))
-            counted.count(counted.downlink, downlink.encode(torch.rand(tokens.shape, generator=generator), generator))
+            seen = Seen(Tokens(activations), torch.ones(len(labels), vit.n_heads, vit.n_patches + 1))
+            tokens, frame = sender.send(seen, labels.numpy(), lambda _: generator)
+            counted.count(counted.uplink, Message("", {"a": frame, "b": encode_labels(labels, vit.n_classes)}))
+            if plan.gradient is not None:
+                gradient = torch.rand(tokens.rows().shape, generator=generator)
+                frames = {"gradient": plan.gradient.sender().send(gradient, 0, generator)}
+                counted.count(counted.downlink, Message("", frames))
     found = traffic(deployment)
     assert found.uplink == dict(counted.uplink)
     assert found.downlink == dict(counted.downlink)
@@ -176,14 +206,61 @@ def test_sums() -> None:
 
 
 def test_central_takes_the_backbones_input_unless_told() -> None:
-    deployment = Deployment(VitShape.of("vit_tiny_patch16_224", 10), "central", workload=Workload(n_samples=400))
+    deployment = Deployment(
+        VitShape.of("vit_tiny_patch16_224", 10), plan_of("central"), workload=Workload(n_samples=400)
+    )
     # Prefix and checksum 12; images 4 + 4 * 4, labels 4 + 4.
     assert traffic(deployment) == Traffic(
         {"images": 400 * 224 * 224 * 3, "labels": 400 * 4 // 8, "headers": 12 + 20 + 12 + 8}, {}
     )
     assert traffic(deployment, (32, 32, 3)).uplink["images"] == 400 * 32 * 32 * 3
-    with pytest.raises(ConfigError, match=r"image_shape: .* with placement 'split'; allowed with 'central' only"):
-        traffic(replace(deployment, placement="split"), (32, 32, 3))
+    with pytest.raises(ConfigError, match=r"image_shape: .*, and the plan uploads tokens; allowed: 'samples'"):
+        traffic(replace(deployment, plan=plan_of("sflora")), (32, 32, 3))
+
+
+class Coded(Layout):
+    """A section that has no length before there is data."""
+
+    @property
+    def body_bytes(self) -> int:
+        raise ValueError("no length")
+
+
+class Unpredictable(Float32):
+    """Sends sections whose length depends on the data."""
+
+    name = "unpredictable"
+
+    def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:
+        return (Coded(shape, Format.PACKED, 8),)
+
+
+MEASURED = {
+    "the number of tokens differs": (
+        {"tokens": {"name": "attention_mass", "mass": 0.5}},
+        "activations in codec 'tokens'",
+    ),
+    "coded activations": ({"quantizer": Unpredictable()}, "activations in codec 'tokens'"),
+    "coded gradients": ({"gradient_quantizer": Unpredictable()}, "gradients in codec 'values'"),
+    "coded adapters": ({"adapter": {"name": "change", "quantizer": Unpredictable()}}, "adapters in codec 'change'"),
+    "photos": ({"algorithm": {"name": "central", "image": "jpeg"}}, "images in codec 'jpeg'"),
+}
+
+
+@pytest.mark.parametrize(("method", "words"), MEASURED.values(), ids=MEASURED)
+def test_a_size_that_depends_on_the_data_is_measured_and_not_predicted(method: dict, words: str) -> None:
+    plan = MethodConfig.parse({"algorithm": "sflora", **method}).plan
+    with pytest.raises(MeasuredError, match=f"^the size of {words} depends on the data; it is measured in a run's rec"):
+        traffic(Deployment(shape_of("vit_tiny_patch16_224"), plan))
+
+
+def test_tokens_that_differ_by_sample_have_no_number() -> None:
+    ragged = Deployment(
+        shape_of("vit_tiny_patch16_224"), plan_of("sflora", **MEASURED["the number of tokens differs"][0])
+    )
+    for count in (traffic, paper_uplink_mib, token_readings, compute, device_memory, server_memory):
+        with pytest.raises(MeasuredError, match="depends on the data; it is measured in a run's record"):
+            count(ragged)
 
 
 @functools.cache
@@ -191,14 +268,11 @@ def shape_of(backbone: str) -> VitShape:
     return VitShape.of(backbone, n_classes=10)
 
 
-def paper(backbone: str, n_tokens: int | None = None, bits: int = 32, placement: Placement = "split") -> Deployment:
+def paper(backbone: str, n_tokens: int | None = None, bits: int = 32, algorithm: str = "sflora") -> Deployment:
     """400 images, LoRA of rank 32 on qkv, fc1 and fc2, cut 2: the defaults."""
-    return Deployment(
-        shape_of(backbone),
-        placement,
-        tokens=token_reducers.build({"name": "top_k_merge", "n_tokens": n_tokens} if n_tokens else "all"),
-        quantizer=quantizers.build({"name": "uniform", "bits": bits} if bits < 32 else "float32"),
-    )
+    tokens = {"tokens": {"name": "top_k_merge", "n_tokens": n_tokens}} if n_tokens else {}
+    quantizer = {"quantizer": {"name": "uniform", "bits": bits}} if bits < 32 else {}
+    return Deployment(shape_of(backbone), plan_of(algorithm, **tokens, **quantizer))
 
 
 @pytest.mark.parametrize(
@@ -221,17 +295,17 @@ def test_uplink_as_the_paper_counts_it(backbone: str, n_tokens: int | None, bits
 
 
 def test_whole_models_as_the_paper_counts_them() -> None:
-    assert f"{paper_uplink_mib(paper('vit_base_patch32_224', placement='federated')):.2f}" == "15.75"
-    assert f"{paper_uplink_mib(paper('vit_base_patch32_224', placement='central')):.2f}" == "229.69"
-    assert paper_uplink_mib(paper("vit_base_patch32_224", placement="local")) == 0
+    assert f"{paper_uplink_mib(paper('vit_base_patch32_224', algorithm='fed_lora')):.2f}" == "15.75"
+    assert f"{paper_uplink_mib(paper('vit_base_patch32_224', algorithm='central')):.2f}" == "229.69"
+    assert paper_uplink_mib(paper("vit_base_patch32_224", algorithm="local_lora")) == 0
 
 
 def test_table_one_is_explained() -> None:
     """Within what the table rounds up, or, for images, within 0.3 %: 229.2 is probably a misprint of 229.7."""
     printed = {v.subject: v.value for v in VALUES if v.quantity == "communication per round"}
     found = {
-        "CL": paper_uplink_mib(paper("vit_base_patch32_224", placement="central")),
-        "FL": paper_uplink_mib(paper("vit_base_patch32_224", placement="federated")),
+        "CL": paper_uplink_mib(paper("vit_base_patch32_224", algorithm="central")),
+        "FL": paper_uplink_mib(paper("vit_base_patch32_224", algorithm="fed_lora")),
         "SFL ViT-B/32": paper_uplink_mib(paper("vit_base_patch32_224")),
         "SFL ViT-B/16": paper_uplink_mib(paper("vit_base_patch16_224")),
     }
@@ -244,7 +318,7 @@ def test_table_one_is_explained() -> None:
 def test_headline_numbers() -> None:
     best = paper("vit_base_patch32_224", n_tokens=30, bits=8)
     n_patches, n_tokens = best.vit.n_patches, best.n_tokens
-    bits = best.quantizer.bits_per_entry
+    bits = 8
     assert compression_ratio(n_patches, n_tokens, bits, "paper") == pytest.approx(6.8)
     assert f"{token_saving(n_patches, n_tokens, 'paper'):.0%}" == "41%"
     # Counted plainly, and as it really is with the adapter in.
@@ -257,14 +331,14 @@ def test_the_papers_count_is_the_payload_of_ours() -> None:
     up = traffic(deployment).uplink
     assert up["activations"] + up["adapters"] == paper_uplink_mib(deployment) * 2**20
     # A whole model's adapter has the head besides.
-    federated = replace(deployment, placement="federated")
+    federated = replace(deployment, plan=plan_of("fed_lora"))
     assert traffic(federated).uplink["adapters"] - paper_uplink_mib(federated) * 2**20 == 4 * 10 * (768 + 1)
 
 
 def test_epochs_send_activations_again_and_images_once() -> None:
     twice = Workload(local_epochs=2)
-    split, central = (paper("vit_base_patch32_224", placement=placement) for placement in ("split", "central"))
-    adapter = paper_uplink_mib(replace(split, placement="federated")) * 2 / 12
+    split, central = (paper("vit_base_patch32_224", algorithm=name) for name in ("sflora", "central"))
+    adapter = paper_uplink_mib(replace(split, plan=plan_of("fed_lora"))) * 2 / 12
     activations = paper_uplink_mib(split) - adapter
     assert paper_uplink_mib(replace(split, workload=twice)) == pytest.approx(2 * activations + adapter)
     assert paper_uplink_mib(replace(central, workload=twice)) == paper_uplink_mib(central)
@@ -284,10 +358,18 @@ def test_a_number_that_can_be_read_in_one_way(n_tokens: int | None) -> None:
 
 
 def test_without_a_merged_token_kept_patches_have_only_cls_on_top() -> None:
-    tokens = token_reducers.build({"name": "random", "n_tokens": 30, "merge": "none"})
-    readings = token_readings(replace(paper("vit_base_patch32_224"), tokens=tokens))
+    tokens = {"name": "random", "n_tokens": 30, "merge": "none"}
+    readings = token_readings(replace(paper("vit_base_patch32_224"), plan=plan_of("sflora", tokens=tokens)))
     assert [deployment.n_tokens for deployment in readings.values()] == [30, 31]
-    assert Counter(type(one.tokens) for one in readings.values()) == {type(tokens): 2}
+    assert {deployment.plan.codec.tokens.name for deployment in readings.values()} == {"random"}
+
+
+def test_what_a_frozen_device_sends_as_the_paper_counts_it() -> None:
+    """Activations, and no adapter."""
+    trained = paper("vit_base_patch32_224")
+    frozen = replace(trained, plan=MethodConfig.parse(UNUSUAL["frozen devices"]).plan)
+    adapter = paper_uplink_mib(replace(trained, plan=plan_of("fed_lora"))) * 2 / 12
+    assert paper_uplink_mib(frozen) == pytest.approx(paper_uplink_mib(trained) - adapter)
 
 
 def test_an_unknown_lora_target_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Images, where they come from, who holds them, and how they become a model's input."""
 
 from tsflora.data.images import ImageSet
+from tsflora.data.noise import Noise
 from tsflora.data.partition import Partition, label_counts, partitions
 from tsflora.data.sources import DataSource, data_sources
 from tsflora.data.task import AnyTask, ImageClassification, InputSpec, Task, tasks
@@ -13,6 +14,7 @@ __all__ = [
     "ImageClassification",
     "ImageSet",
     "InputSpec",
+    "Noise",
     "Partition",
     "Task",
     "data_sources",

@@ -1,7 +1,7 @@
 """What a deployment would cost: traffic, compute, memory, radio, latency. Pure functions with units; nothing trains."""
 
 from tsflora.edge.compute import Compute, backbone_forward_macs, compute, compute_per_image
-from tsflora.edge.deployment import Deployment, Workload
+from tsflora.edge.deployment import Deployment, MeasuredError, Workload, plan_of
 from tsflora.edge.latency import (
     MEMORY_LINE_BYTES,
     REFERENCE,
@@ -31,6 +31,7 @@ __all__ = [
     "DeviceClass",
     "Latency",
     "Link",
+    "MeasuredError",
     "Memory",
     "MemoryConfig",
     "Participant",
@@ -44,6 +45,7 @@ __all__ = [
     "compute_per_image",
     "device_memory",
     "paper_uplink_mib",
+    "plan_of",
     "round_latency",
     "server_memory",
     "shannon_bps",

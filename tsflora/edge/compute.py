@@ -10,6 +10,7 @@ overheads of TSFLora (arXiv 2605.23988), section III-C, which states them in big
 
 from dataclasses import astuple, dataclass
 
+from tsflora.compression import TokenCodec
 from tsflora.compression.tokens import SelectAndMerge
 from tsflora.edge.deployment import Deployment
 from tsflora.edge.shape import VitShape
@@ -80,27 +81,21 @@ def compute_per_image(deployment: Deployment) -> Compute:
     """MACs of training on one image.
 
     The backward pass has gradients with respect to the inputs of frozen matrices, and to inputs and weights of LoRA and
-    head. Before the first LoRA branch of block 1 nothing needs a gradient; a server after a cut returns one for its
-    input. Wherever there is a device part, it also computes the CLS row of its last block's attention, whatever the
-    reducer, and the whole model of `local`, `federated` and `central` is that device part with the rest behind it.
+    head. Before the first LoRA branch of the first trained block nothing needs a gradient, unless one goes back for the
+    input: a server's to its devices. Whoever runs the front also computes the CLS row of its last block's attention,
+    whatever the reducer; a device that gets no gradient back runs it forward only.
 
     Raises:
+        MeasuredError: the number of tokens behind the cut differs by sample.
         ConfigError: a LoRA target that no block has.
     """
-    vit, cut = deployment.vit, deployment.cut
-    n_all = vit.n_patches + 1
-    cls_row = n_all * vit.dim
-    device = _Pass(embedding_macs(vit) + cls_row) + _blocks(deployment, cut, n_all, trained_before=False)
-    head = vit.dim * vit.n_classes
-    split = deployment.placement == "split"
-    n_behind = deployment.n_tokens if split else n_all
-    server = _blocks(deployment, vit.n_blocks - cut, n_behind, trained_before=True) + _Pass(head, 2 * head)
-    if split:
-        device += _merge(deployment)
-    elif deployment.placement == "central":
-        device, server = _Pass(), device + server
-    else:
-        device, server = device + server, _Pass()
+    plan, front = deployment.plan, _front(deployment)
+    whole = front + _back(deployment, deployment.vit.n_patches + 1, trained_before=True)
+    behind = _back(deployment, deployment.n_tokens, trained_before=plan.gradient is not None)
+    device = {"nothing": _Pass(), "front": front + _merge(deployment), "everything": whole}[plan.runs]
+    server = {"nothing": _Pass(), "tokens": behind, "samples": whole}[plan.uploads]
+    if not plan.trains:
+        device = _Pass(device.forward)
     return Compute(device.forward, device.backward, server.forward, server.backward)
 
 
@@ -108,13 +103,14 @@ def backbone_forward_macs(deployment: Deployment) -> tuple[int, int]:
     """MACs of one image through the frozen backbone in front of the cut and behind it, whoever runs them.
 
     This is the part that does not come with training: no LoRA, head, CLS row or merge. Behind the cut the sequence has
-    `deployment.n_tokens` tokens in `split`, else all.
+    `deployment.n_tokens` tokens.
+
+    Raises:
+        MeasuredError: the number of tokens behind the cut differs by sample.
     """
     vit, cut = deployment.vit, deployment.cut
-    n_all = vit.n_patches + 1
-    n_behind = deployment.n_tokens if deployment.placement == "split" else n_all
-    front = embedding_macs(vit) + cut * block_macs(vit, n_all)
-    return front, (vit.n_blocks - cut) * block_macs(vit, n_behind)
+    front = embedding_macs(vit) + cut * block_macs(vit, vit.n_patches + 1)
+    return front, (vit.n_blocks - cut) * block_macs(vit, deployment.n_tokens)
 
 
 def embedding_macs(vit: VitShape) -> int:
@@ -126,6 +122,17 @@ def block_macs(vit: VitShape, n_tokens: int) -> int:
     """MACs of one image's forward pass through one frozen block: its linear layers and its attention."""
     linear = sum(inputs * outputs for inputs, outputs in vit.linear_layers.values())
     return n_tokens * linear + 2 * n_tokens**2 * vit.dim
+
+
+def _front(deployment: Deployment) -> _Pass:
+    vit, n_all = deployment.vit, deployment.vit.n_patches + 1
+    cls_row = n_all * vit.dim
+    return _Pass(embedding_macs(vit) + cls_row) + _blocks(deployment, deployment.cut, n_all, trained_before=False)
+
+
+def _back(deployment: Deployment, n_tokens: int, trained_before: bool) -> _Pass:
+    vit, head = deployment.vit, deployment.vit.dim * deployment.vit.n_classes
+    return _blocks(deployment, vit.n_blocks - deployment.cut, n_tokens, trained_before) + _Pass(head, 2 * head)
 
 
 def _blocks(deployment: Deployment, n_blocks: int, n_tokens: int, trained_before: bool) -> _Pass:
@@ -153,8 +160,9 @@ def _block(deployment: Deployment, n_tokens: int, trained_before: bool) -> _Pass
 
 
 def _merge(deployment: Deployment) -> _Pass:
-    """The weighted sum of all patches, kept ones at weight 0; a reducer that is no `SelectAndMerge` counts as free."""
-    vit, tokens = deployment.vit, deployment.tokens
+    """The weighted sum of all patches, kept ones at weight 0; a codec that is no `SelectAndMerge` counts as free."""
+    vit, codec = deployment.vit, deployment.plan.codec
+    tokens = codec.tokens if isinstance(codec, TokenCodec) else None
     merges = isinstance(tokens, SelectAndMerge) and tokens.merge != "none" and deployment.n_tokens <= vit.n_patches
     macs = vit.n_patches * vit.dim if merges else 0
     return _Pass(macs, macs)

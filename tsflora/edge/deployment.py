@@ -1,16 +1,25 @@
-"""What is deployed: a model's shape and cut, the method, and one device's work in a round. No weights."""
+"""What is deployed: a model's shape and cut, the plan, and one device's work in a round. No weights."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from tsflora.compression import Quantizer, TokenReducer, quantizers, token_reducers
 from tsflora.config import Config
 from tsflora.edge.shape import VitShape
 from tsflora.errors import ConfigError
 from tsflora.experiment import MethodConfig
-from tsflora.models import LoraConfig, Placement
+from tsflora.federation import Plan
+from tsflora.models import LoraConfig
+
+
+class MeasuredError(ConfigError):
+    """A cost that depends on the data, so that only a run's record has it."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        super().__init__(f"{what} depends on the data; it is measured in a run's record")
 
 
 class Workload(Config):
@@ -27,24 +36,30 @@ class Workload(Config):
         return ((self.batch_size,) * n_full + ((rest,) if rest else ())) * self.local_epochs
 
 
+def plan_of(algorithm: str, **options: object) -> Plan:
+    """The plan of a method that is named by its algorithm; `options` are those of `MethodConfig`.
+
+    Raises:
+        ConfigError: an option that the method does not have.
+    """
+    return MethodConfig.parse({"algorithm": algorithm, **options}, "method").plan
+
+
 @dataclass(frozen=True)
 class Deployment:
-    """One method on one model with one device's work: all that traffic, compute and memory depend on.
+    """One plan on one model with one device's work: all that traffic, compute and memory depend on.
 
     Raises:
         ConfigError: a cut or a token count that the model does not have.
     """
 
     vit: VitShape
-    placement: Placement = "split"
+    plan: Plan = field(default_factory=lambda: plan_of("sflora"))
+    """What a device does in a round; by default all tokens travel in full floats, and so do gradient and adapter."""
     cut: int = 2
-    """The device runs the embedding and blocks 1..cut."""
+    """The front is the embedding and blocks 1..cut."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     workload: Workload = field(default_factory=Workload)
-    tokens: TokenReducer = field(default_factory=lambda: token_reducers.build("all"))
-    quantizer: Quantizer = field(default_factory=lambda: quantizers.build("float32"))
-    gradient_quantizer: Quantizer = field(default_factory=lambda: quantizers.build("float32"))
-    adapter_quantizer: Quantizer = field(default_factory=lambda: quantizers.build("float32"))
 
     def __post_init__(self) -> None:
         if not 1 <= self.cut < self.vit.n_blocks:
@@ -52,36 +67,39 @@ class Deployment:
                 f"cut: given {self.cut}; allowed with the {self.vit.n_blocks} blocks of "
                 f"{self.vit.backbone}: 1 to {self.vit.n_blocks - 1}"
             )
-        self.tokens.n_transmitted(self.vit.n_patches)
+        if self.plan.codec is not None:
+            self.plan.codec.n_transmitted(self.vit.n_patches)
 
     @classmethod
     def of(
         cls, method: MethodConfig, vit: VitShape, lora: LoraConfig, cut: int, workload: Workload | None = None
     ) -> "Deployment":
-        """A study's method on a backbone; the method's own cut wins over `cut`."""
-        return cls(
-            vit=vit,
-            placement=method.algorithm.placement,
-            cut=method.cut or cut,
-            lora=lora,
-            workload=workload or Workload(),
-            tokens=method.tokens,
-            quantizer=method.quantizer,
-            gradient_quantizer=method.gradient_quantizer,
-            adapter_quantizer=method.adapter_quantizer,
-        )
+        """A study's method on a backbone, as its own plan has it; the method's own cut wins over `cut`."""
+        return cls(vit, method.plan, method.cut or cut, lora, workload or Workload())
 
     @property
     def n_tokens(self) -> int:
-        """Tokens on the server's side of the cut."""
-        return self.tokens.n_transmitted(self.vit.n_patches)
+        """Tokens of each sequence behind the cut.
+
+        Raises:
+            MeasuredError: their number differs by sample.
+        """
+        codec = self.plan.codec
+        n_tokens = self.vit.n_patches + 1 if codec is None else codec.n_transmitted(self.vit.n_patches)
+        if n_tokens is None:
+            raise MeasuredError("the number of tokens")
+        return n_tokens
 
     @property
     def device_blocks(self) -> int:
-        """Blocks that the device trains."""
-        return {"local": self.vit.n_blocks, "federated": self.vit.n_blocks, "split": self.cut, "central": 0}[
-            self.placement
-        ]
+        """Blocks that the device runs."""
+        return {"nothing": 0, "front": self.cut, "everything": self.vit.n_blocks}[self.plan.runs]
+
+    @property
+    def server_blocks(self) -> int:
+        """Blocks that the server runs, and trains, on what the device uploads."""
+        uploads = self.plan.uploads
+        return {"nothing": 0, "tokens": self.vit.n_blocks - self.cut, "samples": self.vit.n_blocks}[uploads]
 
     @property
     def lora_layers(self) -> dict[str, tuple[int, int]]:
@@ -99,20 +117,40 @@ class Deployment:
     @property
     def lora_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the LoRA factors that a device trains, A (r x in) and B (out x r)."""
-        rank = self.lora.rank
-        block: list[tuple[int, ...]] = []
-        for inputs, outputs in self.lora_layers.values():
-            block += [(rank, inputs), (outputs, rank)]
-        return block * self.device_blocks
+        return self._factors(self.device_blocks) if self.plan.trains else []
 
     @property
     def adapter_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the tensors of the adapter that a device trains: LoRA factors, and the head where it has one."""
-        vit = self.vit
-        head = [(vit.n_classes,), (vit.n_classes, vit.dim)] if self.device_blocks == vit.n_blocks else []
-        return self.lora_shapes + head
+        return self.lora_shapes + (self._head if self.plan.runs == "everything" else [])
 
     @property
     def adapter_entries(self) -> int:
         """Trained numbers on a device."""
-        return sum(math.prod(shape) for shape in self.adapter_shapes)
+        return entries(self.adapter_shapes)
+
+    @property
+    def front_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the LoRA factors before the cut, whoever trains them."""
+        return self._factors(self.cut)
+
+    @property
+    def back_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the LoRA factors behind the cut, and of the head."""
+        return self._factors(self.vit.n_blocks - self.cut) + self._head
+
+    @property
+    def _head(self) -> list[tuple[int, ...]]:
+        return [(self.vit.n_classes,), (self.vit.n_classes, self.vit.dim)]
+
+    def _factors(self, n_blocks: int) -> list[tuple[int, ...]]:
+        rank = self.lora.rank
+        block: list[tuple[int, ...]] = []
+        for inputs, outputs in self.lora_layers.values():
+            block += [(rank, inputs), (outputs, rank)]
+        return block * n_blocks
+
+
+def entries(shapes: Iterable[tuple[int, ...]]) -> int:
+    """Numbers in tensors of these shapes."""
+    return sum(math.prod(shape) for shape in shapes)

@@ -1,9 +1,10 @@
 """What a study will take before it is started: FLOPs of every planned run, hours at a measured rate, bytes on disk.
 
 Arithmetic on the configuration: training by `edge.compute`, evaluation from its forward half. The rate comes from
-`edge.throughput`. Adapter frames, loading, hashing and writing are not in the prediction.
+`edge.throughput`. Loading, hashing and writing are not in the prediction, nor is a run whose costs depend on the data.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,19 +13,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from tsflora.compression import token_reducers
+from tsflora.compression import TokenCodec
+from tsflora.compression.quantizers import Float32
 from tsflora.data import DataSource
 from tsflora.edge.compute import compute_per_image
-from tsflora.edge.deployment import Deployment
+from tsflora.edge.deployment import Deployment, MeasuredError, plan_of
+from tsflora.edge.disk import checkpoint_bytes, record_bytes
 from tsflora.edge.shape import VitShape
 from tsflora.experiment import ExperimentConfig, run_of
-from tsflora.federation import TrainingConfig, participants_of
-from tsflora.federation.algorithms import SFLora
-from tsflora.models import Placement
+from tsflora.federation import Plan, TrainingConfig, participants_of
 from tsflora.records import RunRecord
 from tsflora.study import StudyConfig
 
-_FLOAT_BYTES = 4
+_log = logging.getLogger(__name__)
 _HOUR_S = 3600
 
 
@@ -81,27 +82,31 @@ class RunSize:
 
 
 def size_study(study: StudyConfig, data_dir: Path | None = None) -> list[RunSize]:
-    """Every planned run of a study, methods first, then sweeps.
+    """Every planned run of a study, methods first, then sweeps; one whose costs depend on the data is left out aloud.
 
     Raises:
         ConfigError, DataError: see `size_run` and `dataset_shape`.
     """
     shapes = {key: dataset_shape(source, data_dir) for key, source in study.datasets.items()}
     rate_of = {name: sweep.base for name, sweep in study.sweeps.items()}
-    return [
-        size_run(cell, shapes[cell.dataset_name], rate_of.get(cell.sweep or "", cell.method_key))
-        for cell in study.all_cells()
-    ]
+    sizes = []
+    for cell in study.all_cells():
+        try:
+            sizes.append(size_run(cell, shapes[cell.dataset_name], rate_of.get(cell.sweep or "", cell.method_key)))
+        except MeasuredError as error:
+            _log.warning("left out: %s, %s, %s: %s", cell.dataset_name, cell.method_key, cell.partition_name, error)
+    return sizes
 
 
 def size_run(cell: ExperimentConfig, shape: DatasetShape, rate_of: str | None = None) -> RunSize:
     """What one run takes. `rate_of` is the method's own key by default.
 
     Raises:
+        MeasuredError: the number of tokens behind the cut depends on the data.
         ConfigError: a backbone, cut, token count or LoRA target that does not exist.
     """
     deployment, training = deployment_of(cell, shape.n_classes), cell.training
-    passes = test_set_passes(training, deployment.placement, cell.dataset_name, cell.seed)
+    passes = test_set_passes(training, deployment.plan, cell.dataset_name, cell.seed)
     return RunSize(
         backbone=cell.backbone.name,
         dataset=cell.dataset_name,
@@ -140,27 +145,38 @@ def images_per_round(cell: ExperimentConfig, n_train: int) -> float:
 def evaluation_flop(deployment: Deployment) -> int:
     """FLOPs of judging one test image, as the algorithms do it.
 
-    `split`: the device part once, the server on what compression delivers and on all tokens; a lossless codec saves the
-    first. `central`: the whole model on the image as received and as it was. Else: the whole model once.
+    Tokens: the front once, the server on what compression delivers and on all tokens; a lossless codec saves the
+    first. Samples: the whole model on the image as received and as it was. Else: the whole model once.
+
+    Raises:
+        MeasuredError: the number of tokens that arrive differs by sample.
     """
-    own = compute_per_image(deployment)
-    if deployment.placement == "central":
+    own, plan = compute_per_image(deployment), deployment.plan
+    if plan.uploads == "samples":
         return 2 * 2 * own.server_forward_macs
-    if deployment.placement != "split":
+    if plan.uploads == "nothing":
         return 2 * own.device_forward_macs
-    whole = compute_per_image(replace(deployment, tokens=token_reducers.build("all")))
-    lossless = deployment.n_tokens == deployment.vit.n_patches + 1 and deployment.quantizer.name == "float32"
-    on_received = 0 if lossless else own.server_forward_macs
+    whole = compute_per_image(replace(deployment, plan=plan_of("sflora")))
+    on_received = 0 if _lossless(deployment) else own.server_forward_macs
     return 2 * (own.device_forward_macs + whole.server_forward_macs + on_received)
 
 
-def test_set_passes(training: TrainingConfig, placement: Placement, dataset: str, seed: int) -> int:
+def _lossless(deployment: Deployment) -> bool:
+    codec = deployment.plan.codec
+    return (
+        isinstance(codec, TokenCodec)
+        and deployment.n_tokens == deployment.vit.n_patches + 1
+        and isinstance(codec.quantizer, Float32)
+    )
+
+
+def test_set_passes(training: TrainingConfig, plan: Plan, dataset: str, seed: int) -> int:
     """How often the test set is judged in a run.
 
-    Once in every evaluation, but LocalLoRA judges every device that trained since the last one, and at the first also
-    the untrained model, which stands for all devices that did not train yet.
+    Once in every evaluation. Where each device has a whole model of its own, every device that trained since the last
+    one is judged, and at the first also the untrained model, which stands for all devices that did not train yet.
     """
-    if placement != "local":
+    if plan.runs != "everything" or plan.adapter is not None:
         return sum(map(training.evaluates, range(1, training.rounds + 1)))
     passes, changed, is_first = 0, set[int](), True
     for round_ in range(1, training.rounds + 1):
@@ -170,39 +186,6 @@ def test_set_passes(training: TrainingConfig, placement: Placement, dataset: str
             changed.clear()
             is_first = False
     return passes
-
-
-def checkpoint_bytes(cell: ExperimentConfig, deployment: Deployment) -> int:
-    """Bytes of the tensors in a finished run's checkpoint: adapters, and optimisers that outlive a round.
-
-    LocalLoRA keeps the whole adapter of every device that ever took part. The file's header and history come on top.
-    """
-    training, placement = cell.training, deployment.placement
-    seen = {
-        device
-        for round_ in range(1, training.rounds + 1)
-        for device in participants_of(training, cell.dataset_name, cell.seed, round_)
-    }
-    whole = replace(deployment, placement="federated")
-    if placement == "local":
-        return len(seen) * _FLOAT_BYTES * whole.adapter_entries + 2 * 8 * training.n_devices
-    if placement == "federated":
-        return _FLOAT_BYTES * whole.adapter_entries
-    behind = whole.adapter_entries - deployment.adapter_entries
-    n_behind = len(whole.adapter_shapes) - len(deployment.adapter_shapes)
-    optimizer = training.optimizer
-    if isinstance(cell.method.algorithm, SFLora) and cell.method.algorithm.server == "averaged":
-        kept = 0  # each participant's server copy has its own optimiser, for the round
-    elif optimizer.name == "adamw":
-        kept = _FLOAT_BYTES * (2 * behind + n_behind)
-    else:
-        kept = _FLOAT_BYTES * behind * (optimizer.momentum > 0)
-    return _FLOAT_BYTES * whole.adapter_entries + kept + (8 * len(seen) if placement == "central" else 0)
-
-
-def record_bytes(training: TrainingConfig) -> int:
-    """About the size of a record's JSON: what it says once, once for each device, once for each round."""
-    return 2600 + 7 * training.n_devices + training.rounds * (430 + 8 * training.participants)
 
 
 @dataclass(frozen=True)

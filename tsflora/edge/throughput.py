@@ -1,56 +1,55 @@
 """How fast this machine runs the real training loop, counted in the FLOPs of `tsflora.edge.sizing`."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from tsflora.compression import Kind, TensorCodec, TokenCodec
-from tsflora.data import ImageSet
+from tsflora.data import Noise, partitions
 from tsflora.edge.compute import compute_per_image
+from tsflora.edge.deployment import MeasuredError
 from tsflora.edge.sizing import DatasetShape, Rate, dataset_shape, deployment_of, evaluation_flop
 from tsflora.errors import ConfigError
-from tsflora.experiment import ExperimentConfig
-from tsflora.federation import Setup
-from tsflora.models import BackboneConfig, add_lora, load_backbone, split
-from tsflora.seeding import numpy_generator
+from tsflora.experiment import ExperimentConfig, start
+from tsflora.models import BackboneConfig
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
 
-_WARM_STEPS = 2
-"""Steps before the clock starts: the first ones allocate."""
+_log = logging.getLogger(__name__)
 
 
 def measure(cell: ExperimentConfig, shape: DatasetShape, n_steps: int, settings: Settings) -> Rate:
-    """The rate of a run's real loop: `n_steps` training steps and as many batches of evaluation.
+    """The rate of a run's real loop: a round of `n_steps` training steps, and as many batches of evaluation.
 
-    Random weights and generated images of the data set's size: neither time nor FLOPs depend on either.
+    One device, random weights and generated images of the data set's size: neither time nor FLOPs depend on those. A
+    round before it, not timed, allocates. Adapter frames are inside the rate.
 
     Raises:
-        ConfigError: fewer than one step, or a run that the model cannot have.
+        ConfigError: fewer than one step, a run that the model cannot have, or a cost that depends on the data.
     """
     if n_steps < 1:
         raise ConfigError(f"n_steps: given {n_steps}; allowed: 1 or more")
-    setup = _generated_setup(cell, shape, n_steps, settings.torch_device())
     deployment = deployment_of(cell, shape.n_classes)
+    flop = compute_per_image(deployment).total_flops, evaluation_flop(deployment)
+    where, n_images = settings.torch_device(), n_steps * cell.training.batch_size
     threads_before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
-        run = cell.method.algorithm.start(setup)
-        clock = [_now(setup.where) for _ in run.train_round(1, [0])]
-        start = _now(setup.where)
+        run = start(_generated(cell, shape, n_images), settings.model_copy(update={"prepared_dir": None}))
+        for _ in run.train_round(1, [0]):
+            pass
+        begun = _now(where)
+        for _ in run.train_round(2, [0]):
+            pass
+        trained = _now(where)
         run.evaluate()
-        evaluated_s = _now(setup.where) - start
+        judged = _now(where)
     finally:
         torch.set_num_threads(threads_before)
-    step_s = (clock[-1] - clock[_WARM_STEPS - 1]) / n_steps
-    return Rate(
-        train_flop_per_s=setup.training.batch_size * compute_per_image(deployment).total_flops / step_s,
-        evaluate_flop_per_s=len(setup.test) * evaluation_flop(deployment) / evaluated_s,
-    )
+    return Rate(n_images * flop[0] / (trained - begun), n_images * flop[1] / (judged - trained))
 
 
 def measure_study(
@@ -62,6 +61,8 @@ def measure_study(
 ) -> dict[str, Rate]:
     """Rates by method, each measured on the study's first data set; None measures all methods.
 
+    A method whose costs depend on the data has no rate and is left out aloud.
+
     Raises:
         ConfigError: an unknown method; see `measure`.
     """
@@ -69,7 +70,13 @@ def measure_study(
     shape = dataset_shape(study.datasets[dataset], data_dir)
     partition, seed = [next(iter(study.partitions))], [study.seeds[0]]
     cells = study.cells(dataset, methods, partition, seed)
-    return {cell.method_key: measure(cell, shape, n_steps, settings) for cell in cells}
+    rates = {}
+    for cell in cells:
+        try:
+            rates[cell.method_key] = measure(cell, shape, n_steps, settings)
+        except MeasuredError as error:
+            _log.warning("left out: %s: %s", cell.method_key, error)
+    return rates
 
 
 def workers_of(settings: Settings) -> int:
@@ -83,37 +90,14 @@ def _now(where: torch.device) -> float:
     return time.perf_counter()
 
 
-def _generated_setup(cell: ExperimentConfig, shape: DatasetShape, n_steps: int, where: torch.device) -> Setup:
-    """One device with enough random images; a small learning rate, so that noise does not train into infinity."""
-    size, names = cell.training.batch_size, tuple(map(str, range(shape.n_classes)))
-    rng = numpy_generator("sizing")
-
-    def images(n: int) -> ImageSet:
-        pixels = rng.integers(0, 256, (n, shape.side, shape.side, 3), dtype=np.uint8)
-        return ImageSet(pixels, np.arange(n) % shape.n_classes, names)
-
+def _generated(cell: ExperimentConfig, shape: DatasetShape, n_images: int) -> ExperimentConfig:
+    """The run on one device with generated images, too slow to train into infinity."""
     optimizer = cell.training.optimizer.model_copy(update={"lr": 1e-6})
     alone = {"n_devices": 1, "participants": 1, "local_epochs": 1, "optimizer": optimizer}
-    config = BackboneConfig(name=cell.backbone.name, image_size=cell.backbone.image_size, weights="random")
-    backbone = load_backbone(config, shape.n_classes, seed=0)
-    add_lora(backbone.model, cell.lora, seed=0)
-    device_part, server_part = split(backbone.model, cell.cut)
-    train = images((_WARM_STEPS + n_steps) * size)
-    return Setup(
-        dataset=cell.dataset_name,
-        train=train,
-        test=images(n_steps * size),
-        shards=(np.arange(len(train)),),
-        device_part=device_part.to(where),
-        server_part=server_part.to(where),
-        image_size=backbone.image_size,
-        mean=backbone.mean,
-        std=backbone.std,
-        augment=cell.augment,
-        training=cell.training.model_copy(update=alone),
-        seed=0,
-        where=where,
-        token_codec=TokenCodec(cell.method.tokens, cell.method.quantizer),
-        gradient_codec=TensorCodec(cell.method.gradient_quantizer, Kind.GRADIENTS),
-        adapter_codec=TensorCodec(cell.method.adapter_quantizer, Kind.ADAPTERS),
-    )
+    changes = {
+        "dataset": Noise(n_train=n_images, n_test=n_images, n_classes=shape.n_classes, side=shape.side),
+        "partition": partitions.build("iid"),
+        "backbone": BackboneConfig(name=cell.backbone.name, image_size=cell.backbone.image_size, weights="random"),
+        "training": cell.training.model_copy(update=alone),
+    }
+    return cell.model_copy(update=changes)

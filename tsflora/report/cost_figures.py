@@ -80,7 +80,7 @@ def communication_by_settings(
         counted = (
             "Uplink as Table I of arXiv 2605.23988 counts it: activations and adapter, no headers, labels or gradients."
             if count == "paper"
-            else f"Every byte, up and down; gradients come back at {bases[0].gradient_quantizer.bits_per_entry:g} bits."
+            else f"Every byte, up and down; {parts.gradient_note(bases[0])}"
         )
         note = (
             f"{counted} {parts.work_note(bases[0])} At equal tokens the patch size changes nothing but the full count."
@@ -137,7 +137,7 @@ def communication_by_method(cases: Sequence[Case], width_in: float = DOUBLE_COLU
         ]
         central = (
             " Central sends its images in the first round only."
-            if any(case.deployment.placement == "central" for case in cases)
+            if any(case.deployment.plan.uploads == "samples" for case in cases)
             else ""
         )
         note = f"Numbers: uplink as Table I counts / every byte.{central} {parts.work_note(cases[0].deployment)}"

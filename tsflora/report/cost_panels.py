@@ -16,6 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from tsflora.edge import Deployment
+from tsflora.edge.traffic import gradient_layouts, payload_bits
 from tsflora.report import panels
 from tsflora.report.costs import Scenario
 from tsflora.report.paper import FULL_BITS
@@ -143,6 +144,14 @@ def work_note(deployment: Deployment) -> str:
     work = deployment.workload
     epochs = "" if work.local_epochs == 1 else f" x {work.local_epochs} epochs"
     return f"One device's round: {work.n_samples} images{epochs}, rank {deployment.lora.rank}, cut {deployment.cut}."
+
+
+def gradient_note(deployment: Deployment) -> str:
+    """How the gradient at the cut comes back, in words."""
+    if deployment.plan.gradient is None:
+        return "no gradient comes back."
+    bits = payload_bits(gradient_layouts(deployment, 1)) / (deployment.n_tokens * deployment.vit.dim)
+    return f"gradients come back at {bits:g} bits."
 
 
 def latency_note(costs: pd.DataFrame, scenario: Scenario) -> str:

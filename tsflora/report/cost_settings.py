@@ -1,15 +1,15 @@
 """Costs over a grid of settings, transmitted tokens by bits: traffic, latency, and which settings no other beats."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tsflora.compression import quantizers, token_reducers
+from tsflora.compression import TokenCodec
 from tsflora.edge import Deployment, paper_uplink_mib, traffic
-from tsflora.errors import ConfigError
 from tsflora.report.costs import Case, Scenario, backbone_label, phases_s
 from tsflora.report.dataframes import MIB
 from tsflora.report.paper import FULL_BITS
@@ -22,11 +22,7 @@ def at_setting(base: Deployment, n_tokens: int, bits: int) -> Deployment:
         ConfigError: more tokens than the backbone has, or bits that the quantizer does not have.
     """
     quantizer = {"name": "float32"} if bits == FULL_BITS else {"name": "uniform", "bits": bits}
-    tokens = {"name": "top_k_merge", "n_tokens": n_tokens}
-    try:
-        return replace(base, tokens=token_reducers.build(tokens), quantizer=quantizers.build(quantizer))
-    except ValueError as error:
-        raise ConfigError(f"n_tokens {n_tokens}, bits {bits}: {' '.join(str(error).split())}") from None
+    return _with_codec(base, {"tokens": {"name": "top_k_merge", "n_tokens": n_tokens}, "quantizer": quantizer})
 
 
 def settings_grid(bases: Sequence[Deployment], tokens: Sequence[int], bits: Sequence[int]) -> pd.DataFrame:
@@ -74,4 +70,9 @@ def pareto_front(points: pd.DataFrame, cost: str = "latency_s", gain: str = "mea
 
 
 def _uncompressed(base: Deployment) -> Deployment:
-    return replace(base, tokens=token_reducers.build("all"), quantizer=quantizers.build("float32"))
+    return _with_codec(base, {})
+
+
+def _with_codec(base: Deployment, options: Mapping[str, Any]) -> Deployment:
+    codec = TokenCodec.parse(options, f"codec {options}")
+    return replace(base, plan=base.plan.model_copy(update={"codec": codec}))

@@ -14,10 +14,11 @@ from tsflora.edge import (
     Workload,
     device_memory,
     paper_uplink_mib,
+    plan_of,
     token_readings,
     traffic,
 )
-from tsflora.models import LoraConfig, Placement
+from tsflora.models import LoraConfig
 from tsflora.report.cost_settings import at_setting
 from tsflora.report.costs import Case, Scenario, cost_frame
 from tsflora.report.dataframes import MIB
@@ -31,21 +32,21 @@ _CONVENTIONS: tuple[Literal["paper", "plain"], ...] = ("paper", "plain")
 
 class _Row(NamedTuple):
     subject: str
-    placement: Placement
+    algorithm: str
     backbone: str
     memory_is_printed: bool
 
 
 _TABLE_ONE = (
     _Row("CL", "central", "vit_base_patch32_224", False),
-    _Row("FL", "federated", "vit_base_patch32_224", False),
-    _Row("SFL ViT-B/32", "split", "vit_base_patch32_224", True),
-    _Row("SFL ViT-B/16", "split", "vit_base_patch16_224", True),
+    _Row("FL", "fed_lora", "vit_base_patch32_224", False),
+    _Row("SFL ViT-B/32", "sflora", "vit_base_patch32_224", True),
+    _Row("SFL ViT-B/16", "sflora", "vit_base_patch16_224", True),
 )
 
 
 def paper_deployment(
-    backbone: str = "vit_base_patch32_224", placement: Placement = "split", n_classes: int = 100
+    backbone: str = "vit_base_patch32_224", algorithm: str = "sflora", n_classes: int = 100
 ) -> Deployment:
     """The paper's setting without compression: rank 32, cut 2, 400 samples in batches of 64 at 224 px.
 
@@ -53,7 +54,7 @@ def paper_deployment(
     """
     return Deployment(
         VitShape.of(backbone, n_classes, int(paper_value("setting", "image side"))),
-        placement,
+        plan_of(algorithm),
         cut=int(paper_value("setting", "cut layer")),
         lora=LoraConfig(rank=int(paper_value("setting", "LoRA rank"))),
         workload=Workload(
@@ -73,7 +74,7 @@ def table_one_numbers(scenario: Scenario | None = None) -> pd.DataFrame:
     config = (scenario or Scenario()).memory
     rows = []
     for row in _TABLE_ONE:
-        deployment = paper_deployment(row.backbone, row.placement)
+        deployment = paper_deployment(row.backbone, row.algorithm)
         printed_mb = paper_value("communication per round", row.subject)
         printed_gb = paper_value("device memory", row.subject) if row.memory_is_printed else math.nan
         ours_mib, ours_gb = paper_uplink_mib(deployment), device_memory(deployment, config).total_bytes / _GIGA
@@ -226,7 +227,7 @@ def _traffic_note(row: _Row, printed_mb: float, ours_mib: float) -> str:
     if math.isclose(math.ceil(10 * ours_mib) / 10, printed_mb):
         return f"Printed is {ours_mib:.2f} MiB rounded up."
     off = f"{100 * abs(1 - printed_mb / ours_mib):.1f} % from the {printed_mb:.1f} printed"
-    if row.placement == "central":
+    if row.algorithm == "central":
         return (
             f"All images once as fp32 pixels at the model's size are {ours_mib:.2f} MiB, {off}, probably a misprint; "
             "every byte counts them as the uint8 pixels that travel, in the first round only."

@@ -18,6 +18,7 @@ from tsflora.edge import (
     Deployment,
     DeviceClass,
     Link,
+    MeasuredError,
     Memory,
     MemoryConfig,
     Participant,
@@ -32,7 +33,7 @@ from tsflora.edge import (
     traffic,
 )
 from tsflora.errors import ConfigError
-from tsflora.federation.algorithms import Central, SplitLoRA
+from tsflora.federation.split import SplitLoRA
 from tsflora.models import LoraConfig
 from tsflora.report.dataframes import MIB
 from tsflora.study import StudyConfig
@@ -123,27 +124,18 @@ def deployments(
 ) -> list[Case]:
     """Methods of a study on each backbone, in the study's order; None takes the study's LoRA, its cut, all methods.
 
-    Of all methods, one whose images travel as JPEG is left out, with a warning. What `split_lora` averages
-    within a round in its periodic mode is not counted.
+    Of all methods, one that sends what has no size before there is data is left out, with a warning. What `split_lora`
+    averages within a round in its periodic mode is not counted, nor what a scheduler changes of a method's plan.
 
     Raises:
-        ConfigError: a method that the study does not have, a cut or a token count that the backbone does not have, or
-            a method by name whose images travel as JPEG.
+        MeasuredError: a method by name that sends what has no size before there is data.
+        ConfigError: a method that the study does not have, a cut or a token count that the backbone does not have.
     """
     for key in methods or ():
         if key not in study.methods:
             raise ConfigError(f"unknown method {key!r}; {did_you_mean(key, study.methods)}")
     chosen = {key: method for key, method in study.methods.items() if methods is None or key in methods}
-    jpeg = [
-        key
-        for key, method in chosen.items()
-        if isinstance(method.algorithm, Central) and method.algorithm.image == "jpeg"
-    ]
-    if jpeg and methods is not None:
-        raise ConfigError(f"method {jpeg[0]}: the size of JPEG images is not known from shapes; allowed: image 'raw'")
-    for key in jpeg:
-        log.warning("left out, JPEG images have no size before there are images: %s", key)
-    return [
+    cases = [
         Case(
             method=key,
             label=method.label or key,
@@ -152,8 +144,24 @@ def deployments(
         )
         for vit in vits
         for key, method in chosen.items()
-        if key not in jpeg
     ]
+    measured = _measured(cases)
+    for key, error in measured.items():
+        if methods is not None:
+            raise MeasuredError(f"method {key}: {error.what}")
+        log.warning("left out, %s: %s", error, key)
+    return [case for case in cases if case.method not in measured]
+
+
+def _measured(cases: Sequence[Case]) -> dict[str, MeasuredError]:
+    """Methods that send what has no size before there is data, and why."""
+    found: dict[str, MeasuredError] = {}
+    for case in cases:
+        try:
+            traffic(case.deployment)
+        except MeasuredError as error:
+            found.setdefault(case.method, error)
+    return found
 
 
 def cost_frame(cases: Sequence[Case], scenario: Scenario | None = None) -> pd.DataFrame:
@@ -217,7 +225,8 @@ def _cost_row(case: Case, scenario: Scenario) -> Mapping[str, Any]:
         "backbone": case.backbone_label,
         "method": case.method,
         "label": case.label,
-        "placement": deployment.placement,
+        "runs": deployment.plan.runs,
+        "uploads": deployment.plan.uploads,
         "in_turn": case.in_turn,
         "paper_uplink_mib": paper_uplink_mib(deployment),
         "uplink_mib": sent.uplink_bytes / MIB,

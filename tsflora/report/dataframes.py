@@ -86,7 +86,7 @@ def bytes_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for (dataset, partition, method), group in runs.groupby(CELL, sort=False):
         for direction in DIRECTIONS:
-            for kind in KINDS:
+            for kind in kinds_of(records):
                 total_bytes = group[f"{direction}_{kind}_bytes"]
                 rows.append(
                     {
@@ -101,6 +101,12 @@ def bytes_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def kinds_of(records: Sequence[RunRecord]) -> list[str]:
+    """The kinds of byte that tables tell apart: all, but control only where a run sent some, which few do."""
+    sent = {kind for run in records for entry in run.history for kind in (*entry.uplink_bytes, *entry.downlink_bytes)}
+    return [kind for kind in KINDS if kind != "control" or kind in sent]
 
 
 def _names(run: RunRecord) -> dict[str, Any]:

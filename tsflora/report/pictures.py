@@ -50,21 +50,27 @@ def patch_grid(values: Tensor) -> np.ndarray:
 
 def merged(reduced: Reduced) -> Bool[Tensor, "batch patches"]:
     """Which patches do not travel as they are."""
-    return torch.ones_like(reduced.merge_weights, dtype=torch.bool).scatter_(1, reduced.kept, False)
+    gone = torch.ones_like(reduced.merge_weights, dtype=torch.bool)
+    # One place more in front, for the -1 that fills up rows of fewer kept patches.
+    return torch.nn.functional.pad(gone, (1, 0)).scatter_(1, reduced.kept + 1, False)[:, 1:]
 
 
 def gradient_at_patches(
-    gradient: Float[Tensor, "batch transmitted dim"], reduced: Reduced
+    gradient: Float[Tensor, "batch longest dim"], reduced: Reduced
 ) -> Float[Tensor, "batch tokens dim"]:
-    """The gradient of the whole sequence from that of the transmitted one, by hand.
+    """The gradient of the whole sequence from that of the transmitted one (`Tokens.values`), by hand.
 
     CLS and kept patches have their own; a merged patch j has w_j times the merged token's (the transpose of eq. 5 of
     TSFLora, arXiv 2605.23988).
     """
-    patches = reduced.merge_weights.unsqueeze(2) * gradient[:, -1:]
+    lengths = reduced.tokens.lengths
     rows = torch.arange(len(gradient), device=gradient.device).unsqueeze(1)
-    patches[rows, reduced.kept] = gradient[:, 1 : 1 + reduced.kept.shape[1]]
-    return torch.cat([gradient[:, :1], patches], dim=1)
+    of_merged = gradient[:, -1:] if lengths is None else gradient[rows, lengths.unsqueeze(1) - 1]
+    whole = torch.cat([gradient[:, :1], reduced.merge_weights.unsqueeze(2) * of_merged], dim=1)
+    # What fills up a row of fewer kept patches lands on CLS, whose own gradient follows.
+    whole[rows, reduced.kept + 1] = gradient[:, 1 : 1 + reduced.kept.shape[1]]
+    whole[:, 0] = gradient[:, 0]
+    return whole
 
 
 def photos(pictures: Float[Tensor, "images size size 3"], titles: Sequence[str]) -> Figure:

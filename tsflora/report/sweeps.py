@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from tsflora.compression import Quantizer, TokenReducer, quantizers, token_reducers
+from tsflora.compression import Quantizer, TokenCodec, TokenReducer, quantizers, token_reducers
+from tsflora.compression.gradients import QuantizedGradient
 from tsflora.compression.tokens import AllTokens, SelectAndMerge
 from tsflora.config import Registry
 from tsflora.errors import ConfigError, DataError
@@ -90,13 +91,15 @@ def _recorded(run: RunRecord) -> dict[str, Any]:
         "cut": None if run.geometry is None else run.geometry.cut,
     }
     if not any(entry.uplink_bytes.get("activations") for entry in run.history):
-        row |= dict.fromkeys(("selection", "merge", "n_tokens", "bits", "gradient_bits"))
+        row |= dict.fromkeys(("selection", "merge", "n_tokens", "bits"))
+    if not any(entry.downlink_bytes.get("gradients") for entry in run.history):
+        row["gradient_bits"] = None
     return row
 
 
 def _setting(config: Mapping[str, Any], n_patches: int | None) -> dict[str, Any]:
     """What a resolved configuration says of the codec and the cut; None where it or the registries do not."""
-    method = _options(config.get("method"))
+    method = _in_short(_options(config.get("method")))
     tokens, quantizer = _options(method.get("tokens")), _options(method.get("quantizer"))
     reducer = _built(token_reducers, tokens)
     n_tokens = _n_transmitted(reducer, n_patches)
@@ -121,6 +124,21 @@ def _setting(config: Mapping[str, Any], n_patches: int | None) -> dict[str, Any]
         "rest": config_digest(rest)[:_DIGITS],
         "setting": config_digest(everything)[:_DIGITS],
     }
+
+
+def _in_short(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method whose codecs are named in full as one that names their parts; parts that a codec does not have go."""
+    short = dict(method)
+    codec, gradient = _options(method.get("codec")), _options(method.get("gradient"))
+    if codec:
+        short |= {"tokens": codec.get("tokens"), "quantizer": codec.get("quantizer")}
+    if gradient:
+        short["gradient_quantizer"] = gradient.get("quantizer")
+    if codec.get("name") == TokenCodec.name:
+        short["codec"] = None
+    if gradient.get("name") == QuantizedGradient.name:
+        short["gradient"] = None
+    return short
 
 
 def _options(component: object) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tsflora.config import did_you_mean
 from tsflora.errors import DataError
 from tsflora.records import KINDS, RunRecord
 from tsflora.report.coverage import PlannedRun
-from tsflora.report.dataframes import CELL, DIRECTIONS, MIB, runs_frame
+from tsflora.report.dataframes import CELL, DIRECTIONS, MIB, kinds_of, runs_frame
 from tsflora.report.naming import (
     METHODS,
     REFERENCE,
@@ -200,12 +200,12 @@ def traffic_means(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
 
     `uplink_activations_ratio` is the reference's uplink activation payload over the method's, `total_ratio` the same
     for all bytes in both directions, each formed within a seed and then averaged; NaN where the method sends none or
-    shares no seed with the reference.
+    shares no seed with the reference. Control has columns where a run sent some.
 
     Raises:
         DataError: as `runs_frame`.
     """
-    parts = [f"{direction}_{kind}" for direction in DIRECTIONS for kind in KINDS] + ["uplink", "downlink", "total"]
+    parts = [f"{way}_{kind}" for way in DIRECTIONS for kind in kinds_of(records)] + ["uplink", "downlink", "total"]
     numbers = [f"{part}_mib" for part in parts] + ["uplink_activations_ratio", "total_ratio"]
     if not records:
         return pd.DataFrame(columns=[*CELL, "label", *numbers])
@@ -239,8 +239,8 @@ def traffic_table(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
     for direction in DIRECTIONS:
         group = direction.capitalize()
         for kind in KINDS:
-            sent_mib = means[f"{direction}_{kind}_mib"]
-            if not sent_mib.any():
+            sent_mib = means.get(f"{direction}_{kind}_mib")
+            if sent_mib is None or not sent_mib.any():
                 continue
             if kind in _SMALL_KINDS:
                 columns[group, f"{kind} (bytes)"] = [f"{MIB * value:,.0f}" for value in sent_mib]

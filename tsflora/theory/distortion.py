@@ -27,11 +27,13 @@ def squared_norm(x: Float[Tensor, "..."]) -> float:
 def _sources(reduced: Reduced) -> Int64[Tensor, "batch tokens"]:
     """For each of the M + 1 positions, the index in the transmitted sequence of the token that stands for it."""
     (batch, kept), n_patches = reduced.kept.shape, reduced.merge_weights.shape[1]
-    expected = 1 + kept + (1 if kept < n_patches else 0)
-    if reduced.tokens.shape[1] != expected:
+    if reduced.tokens.lengths is not None:
+        raise ConfigError("the lemmas are about samples that keep equally many patches; given: numbers that differ")
+    expected, given = 1 + kept + (1 if kept < n_patches else 0), reduced.tokens.values.shape[1]
+    if given != expected:
         raise ConfigError(
             f"merge-and-scatter puts one merged token in the place of the {n_patches - kept} patches that are not "
-            f"kept, so {expected} tokens travel; given: {reduced.tokens.shape[1]} (merge: none has no such token)"
+            f"kept, so {expected} tokens travel; given: {given} (merge: none has no such token)"
         )
     sources = torch.full((batch, n_patches + 1), kept + 1, device=reduced.kept.device)
     sources[:, 0] = 0
@@ -43,11 +45,12 @@ def scatter(
 ) -> Float[Tensor, "batch patches_and_cls dim"]:
     """Put a sequence laid out as `reduced.tokens` back on all M + 1 positions, the merged token on every discarded one.
 
-    `sequence` is `reduced.tokens` itself, what a peer decodes of it, or anything else that each of them carries.
+    `sequence` is `reduced.tokens.values`, what a peer decodes of them, or anything else that each of them carries.
 
     Raises:
-        ConfigError: patches were dropped without a merged token. The server then never sees them; a zero vector in
-            their place would be a token that it does see, and the lemma's bounds would not hold for it.
+        ConfigError: samples kept different numbers of patches, or patches were dropped without a merged token. The
+            server then never sees them; a zero vector in their place would be a token that it does see, and the lemma's
+            bounds would not hold for it.
     """
     sources = _sources(reduced)
     return sequence[torch.arange(len(sequence), device=sources.device).unsqueeze(1), sources]
@@ -86,7 +89,7 @@ def selection_distortion(tokens: Float[Tensor, "batch tokens dim"], reduced: Red
     Raises:
         ConfigError: as `scatter`.
     """
-    original, scattered = tokens.detach().double(), scatter(reduced.tokens, reduced).detach().double()
+    original, scattered = tokens.detach().double(), scatter(reduced.tokens.values, reduced).detach().double()
     patches, weights = original[:, 1:], reduced.merge_weights.double()
     batch, n_patches = weights.shape
     count = n_patches - reduced.kept.shape[1]
@@ -96,7 +99,7 @@ def selection_distortion(tokens: Float[Tensor, "batch tokens dim"], reduced: Red
     norm_bound = 4 * batch * count * float(patches.square().sum(dim=2).max())
     if count == 0:
         return SelectionDistortion(measured, 0.0, 0.0, 0.0, 0.0, norm_bound)
-    mean, merged = discarded.mean(dim=1, keepdim=True), reduced.tokens[:, -1:].detach().double()
+    mean, merged = discarded.mean(dim=1, keepdim=True), reduced.tokens.values[:, -1:].detach().double()
     to_merged = (discarded - merged).square().sum(dim=2)
     # Distances by their definition: the matrix-product shortcut loses the small ones to cancellation.
     diameters = torch.cdist(discarded, discarded, compute_mode="donot_use_mm_for_euclid_dist").amax(dim=(1, 2))
@@ -161,14 +164,14 @@ def total_distortion(
 
     Rounding is unbiased, so the cross term vanishes and both errors add up. The merged token's error counts M - K
     times; with one range over the tensor the bound is eps_sel + (M + 1) B D Delta^2 / 4. `received` are independent
-    draws for `reduced.tokens`.
+    draws for `reduced.tokens.values`.
 
     Raises:
         ConfigError: as `scatter` and `rounding_distortion`.
     """
-    selection = squared_norm(scatter(reduced.tokens, reduced).detach().double() - tokens.detach().double())
+    selection = squared_norm(scatter(reduced.tokens.values, reduced).detach().double() - tokens.detach().double())
     expected, bound = (
-        selection + float(scatter(terms, reduced).sum()) for terms in _entry_terms(reduced.tokens, quantizer)
+        selection + float(scatter(terms, reduced).sum()) for terms in _entry_terms(reduced.tokens.values, quantizer)
     )
     return _random_distortion(tokens, [scatter(each, reduced) for each in received], expected, bound)
 

@@ -8,14 +8,13 @@ from typing import Any
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from tsflora.compression import Reduced, TokenReducer
+from tsflora.compression import Reduced, TokenCodec, TokenReducer, Tokens
 from tsflora.compression.quantizers import Uniform
 from tsflora.compression.tokens import SelectAndMerge
 from tsflora.errors import ConfigError
-from tsflora.federation import Setup
+from tsflora.federation import ServerSide
 from tsflora.models.adapters import trainable
 from tsflora.theory.distortion import (
     rounding_distortion,
@@ -35,13 +34,13 @@ def retained_attention(cls_attention: Float[Tensor, "batch heads tokens"], reduc
 
 
 def measure(
-    setup: Setup, n_tokens: Sequence[int], bits: Sequence[int], *, draws: int = 4, batch_size: int | None = None
+    side: ServerSide, n_tokens: Sequence[int], bits: Sequence[int], *, draws: int = 4, batch_size: int | None = None
 ) -> pd.DataFrame:
     """Lemmas 1 to 3 on the first batch of test images: one row for every number of tokens and bit width.
 
-    `setup` is what `build_setup` returns for a method that selects, merges and quantises; all its options but
-    `n_tokens` and `bits` are kept. The adapters are those of the setup's two parts: their initial values, unless a
-    trained adapter was set. Rounding is drawn `draws` times.
+    `side` is the server's, as `assemble` gives it for a method that selects, merges and quantises; all options but
+    `n_tokens` and `bits` are kept. The adapters are those of its front and back: their initial values, unless a trained
+    adapter was set. Rounding is drawn `draws` times.
 
     Columns `selection_*`, `rounding_*` and `total_*` are distortions (see `tsflora.theory.distortion`); `scattered_*`
     and `transmitted_*` squared changes of the gradient, of both adapters and of the server's alone, against
@@ -52,17 +51,17 @@ def measure(
         ConfigError: another kind of codec (see `rounding_distortion` and `scatter`), more tokens than the model has,
             or fewer than two batches of test images.
     """
-    size = setup.training.batch_size if batch_size is None else batch_size
-    if draws < 1 or size < 1 or len(setup.test) < 2 * size:
+    size = side.terms.training.batch_size if batch_size is None else batch_size
+    if draws < 1 or size < 1 or len(side.test) < 2 * size:
         raise ConfigError(
             f"measuring needs draws and a batch size of at least 1, and two batches of test images; "
-            f"given: draws {draws}, batch size {size}, {len(setup.test)} images"
+            f"given: draws {draws}, batch size {size}, {len(side.test)} images"
         )
-    codecs = [_codec(setup, tokens, width) for tokens in n_tokens for width in bits]
+    codecs = [_codec(side, tokens, width) for tokens in n_tokens for width in bits]
     with tqdm(total=2 * len(codecs), desc="bounds", leave=False, delay=2) as progress:
-        _, changes = _sweep(setup, slice(size, 2 * size), codecs, draws, progress)
+        _, changes = _sweep(side, slice(size, 2 * size), codecs, draws, progress)
         lipschitz = lipschitz_estimate(changes)
-        rows, _ = _sweep(setup, slice(0, size), codecs, draws, progress)
+        rows, _ = _sweep(side, slice(0, size), codecs, draws, progress)
     for row in rows:
         noise = row["total_bound"] - row["selection_measured"]
         bound = perturbation_bound(lipschitz, row["selection_measured"], noise)
@@ -70,13 +69,16 @@ def measure(
     return pd.DataFrame(rows)
 
 
-def _codec(setup: Setup, n_tokens: int, bits: int) -> tuple[SelectAndMerge, Uniform]:
-    """The setup's reducer and quantizer with another number of tokens and of bits."""
-    reducer, quantizer = setup.token_codec.reducer, setup.token_codec.quantizer
+def _codec(side: ServerSide, n_tokens: int, bits: int) -> tuple[SelectAndMerge, Uniform]:
+    """The plan's reducer and quantizer with another number of tokens and of bits."""
+    codec = side.terms.plan.codec
+    reducer, quantizer = (codec.tokens, codec.quantizer) if isinstance(codec, TokenCodec) else (None, None)
     if not isinstance(reducer, SelectAndMerge) or not isinstance(quantizer, Uniform):
+        parts = [codec] if reducer is None else [reducer, quantizer]
+        given = ["no codec" if part is None else part.name for part in parts]
         raise ConfigError(
             "measuring varies n_tokens and bits, so the method needs a token reducer that selects and merges and the "
-            f"uniform quantizer; given: {reducer.name}, {quantizer.name}"
+            f"uniform quantizer; given: {', '.join(given)}"
         )
     return (
         type(reducer).parse({**_options(reducer), "n_tokens": n_tokens}, reducer.name),
@@ -89,28 +91,32 @@ def _options(component: TokenReducer | Uniform) -> dict[str, Any]:
 
 
 def _sweep(
-    setup: Setup, images: slice, codecs: Sequence[tuple[SelectAndMerge, Uniform]], draws: int, progress: tqdm
+    side: ServerSide, batch: slice, codecs: Sequence[tuple[SelectAndMerge, Uniform]], draws: int, progress: tqdm
 ) -> tuple[list[dict[str, Any]], list[tuple[float, float]]]:
     """One row per codec, and every draw's (||g(A^) - g(A)||^2, ||A^ - A||^2)."""
-    inputs, labels = setup.test_inputs(images)
-    tokens, cls_attention = setup.device_part(inputs)
-    server, device = (list(trainable(part).values()) for part in (setup.server_part, setup.device_part))
+    terms, images = side.terms, side.test.images[batch]
+    targets = terms.task.targets(side.test.labels[batch], terms.where)
+    seen = side.front(terms.task.inputs(images, terms.spec, terms.where))
+    tokens, cls_attention = seen.tokens.values, seen.cls_attention
+    assert cls_attention is not None
+    server, device = (list(trainable(part).values()) for part in (side.back, side.front))
 
     def at(received: Tensor, sent: Tensor) -> Gradient:
-        return gradient(lambda x: cross_entropy(setup.server_part(x), labels), received, sent, server, device)
+        return gradient(lambda x: terms.task.loss(side.back(Tokens(x)), targets), received, sent, server, device)
 
     reference = at(tokens, tokens)
     rows, changes = [], []
     for reducer, quantizer in codecs:
-        names = ("theory", images.start, reducer.n_tokens)
-        reduced = reducer.reduce(tokens, cls_attention, setup.generator(*names))
-        stream = setup.generator(*names, quantizer.bits)
-        received = [quantizer.forward(reduced.tokens.detach(), stream) for _ in range(draws)]
+        names = ("theory", batch.start, reducer.n_tokens)
+        reduced = reducer.reduce(seen, terms.generator(*names))
+        sent = reduced.tokens.values
+        stream = terms.generator(*names, quantizer.bits)
+        received = [quantizer.forward(sent.detach(), stream) for _ in range(draws)]
         placed = [scatter(each, reduced) for each in received]
         scattered = [at(each, tokens) - reference for each in placed]
-        transmitted = [at(each, reduced.tokens) - reference for each in received]
+        transmitted = [at(each, sent) - reference for each in received]
         selection = selection_distortion(tokens, reduced)
-        rounding = rounding_distortion(reduced.tokens, quantizer, received)
+        rounding = rounding_distortion(sent, quantizer, received)
         total = total_distortion(tokens, reduced, quantizer, received)
         changes += [
             (change.squared_norm, squared_norm(each.double() - tokens.detach().double()))
@@ -118,7 +124,7 @@ def _sweep(
         ]
         rows.append(
             {
-                "cut": len(setup.device_part.vit.blocks),
+                "cut": len(side.front.vit.blocks),
                 "n_tokens": reducer.n_tokens,
                 "kept": reduced.kept.shape[1],
                 "bits": quantizer.bits,

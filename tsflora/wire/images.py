@@ -24,6 +24,10 @@ class ImageCodec(Component, ABC):
     """uint8 images to frames and back."""
 
     @abstractmethod
+    def layouts(self, shape: tuple[int, int, int, int]) -> tuple[Layout, ...] | None:
+        """The sections of a frame of images of this shape; None where their size depends on the images."""
+
+    @abstractmethod
     def encode(self, images: Pixels) -> bytes:
         """One frame that holds the images."""
 
@@ -51,6 +55,10 @@ class RawImages(ImageCodec):
 
     name = "raw"
 
+    def layouts(self, shape: tuple[int, int, int, int]) -> tuple[Layout, ...]:
+        """See `ImageCodec`."""
+        return (Layout(shape, Format.PACKED, 8),)
+
     def encode(self, images: Pixels) -> bytes:
         """See `ImageCodec`."""
         return write_frame(Kind.IMAGES, [Section.codes(images, 8)])
@@ -58,7 +66,7 @@ class RawImages(ImageCodec):
     def decode(self, frame: bytes, shape: tuple[int, int, int, int]) -> Pixels:
         """See `ImageCodec`."""
         sections = read_frame(frame, Kind.IMAGES)
-        if [section.layout for section in sections] != [Layout(shape, Format.PACKED, 8)]:
+        if [section.layout for section in sections] != list(self.layouts(shape)):
             raise FrameError(f"expected raw images of shape {shape}, given: {[section.layout for section in sections]}")
         return sections[0].values.astype(np.uint8)
 
@@ -73,6 +81,10 @@ class JpegImages(ImageCodec):
 
     name = "jpeg"
     quality: int = Field(default=75, ge=1, le=95)
+
+    def layouts(self, shape: tuple[int, int, int, int]) -> None:  # noqa: ARG002
+        """See `ImageCodec`."""
+        return
 
     def encode(self, images: Pixels) -> bytes:
         """See `ImageCodec`."""
