@@ -6,13 +6,34 @@ from pathlib import Path
 import pytest
 import torch
 
+from tsflora import plugins
+from tsflora.errors import ConfigError
 from tsflora.experiment import ExperimentConfig
 from tsflora.settings import Settings
+
+
+def pytest_addoption(parser):
+    parser.addoption("--plugin", action="append", default=[], help="file whose components the suite tests as well")
+
+
+def pytest_configure(config):
+    try:
+        plugins.load_plugins(config.getoption("--plugin"), config.invocation_params.dir)
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _files_of_one_test():
+    before = set(plugins._loaded)
+    yield
+    for name in set(plugins._loaded) - before:
+        plugins._forget(name)
 
 
 @pytest.fixture

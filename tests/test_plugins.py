@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tsflora import plugins
 from tsflora.compression import Quantizer, quantizers
 from tsflora.compression.quantizers import Uniform
 from tsflora.config import Component, Registry
@@ -36,16 +35,6 @@ class Sign(Quantizer):
 REGISTERED = SIGN.replace("class Sign", "@quantizers.register\nclass Sign")
 
 
-@pytest.fixture(autouse=True)
-def _unload():
-    before = set(plugins._loaded), set(sys.modules)
-    yield
-    for name in set(plugins._loaded) - before[0]:
-        plugins._forget(name)
-    for name in [name for name in set(sys.modules) - before[1] if name.startswith("pack_")]:
-        del sys.modules[name]
-
-
 @pytest.fixture
 def install(tmp_path, monkeypatch):
     """Lay a package where Python finds it, and return a registry that has not looked yet."""
@@ -62,7 +51,9 @@ def install(tmp_path, monkeypatch):
         importlib.invalidate_caches()
         return Registry("quantizer", "tsflora.quantizers", Quantizer)
 
-    return lay
+    yield lay
+    for name in [name for name in sys.modules if name.startswith("pack_")]:
+        del sys.modules[name]
 
 
 def one_line(call, *arguments) -> str:

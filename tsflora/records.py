@@ -209,7 +209,7 @@ def _git_commit() -> str | None:
 
 def provenance(device: torch.device, threads: int) -> Provenance:
     """Versions, commit and host of this process, which computes on `threads` torch threads."""
-    packages = ("tsflora", "torch", "timm", "peft", "numpy")
+    packages = ("tsflora", "torch", "timm", "peft", "numpy", "constriction")
     return Provenance(
         versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
         git_commit=_git_commit(),

@@ -55,7 +55,7 @@ class TensorCodec:
         return [self._restore(sections[n * i : n * (i + 1)], shape) for i, shape in enumerate(shapes)]
 
     def _restore(self, sections: Sequence[Section], shape: tuple[int, ...] | None) -> Float[Tensor, "..."]:
-        x = self.quantizer.dequantize(sections)
+        x = self.quantizer.dequantize(sections, shape)
         if shape is not None and x.shape != shape:
             raise FrameError(f"expected a tensor of shape {tuple(shape)}, given: {tuple(x.shape)}")
         return x
