@@ -13,6 +13,7 @@ from tsflora.settings import Settings
 
 
 def pytest_addoption(parser):
+    parser.addoption("--golden", action="store_true", help="write the golden training log anew")
     parser.addoption("--plugin", action="append", default=[], help="file whose components the suite tests as well")
 
 
@@ -64,7 +65,3 @@ def small_config(method: dict | None = None, **changes) -> ExperimentConfig:
         "seed": 1,
     }
     return ExperimentConfig.parse({**values, **changes}, "test")
-
-
-def pytest_addoption(parser):
-    parser.addoption("--golden", action="store_true", help="write the golden training log anew")

@@ -12,13 +12,25 @@ from conftest import small_config
 from hypothesis import given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
-from methods import CENTRAL, start, train
+from methods import CENTRAL
 from PIL import Image
-from tsflora.federation.setup import Setup
 
 from tsflora.compression import JpegImages, Kind, RawImages, Section, encode_labels, measure, read_frame, write_frame
+from tsflora.data import ImageClassification
 from tsflora.errors import FrameError
 from tsflora.experiment import run
+from tsflora.experiment import start as start_run
+from tsflora.federation import Message, participants_of
+
+
+def start(settings, method):
+    return start_run(small_config(method), settings)
+
+
+def train(run_, rounds):
+    terms = run_.terms
+    for round_ in range(1, rounds + 1):
+        yield from run_.train_round(round_, participants_of(terms.training, terms.dataset, terms.seed, round_))
 
 
 def pictures(n=3, height=9, width=7):
@@ -155,27 +167,26 @@ def test_forged_jpeg_files_are_refused_or_are_images_of_the_right_shape(data):
 
 
 def order_of(settings, method, monkeypatch):
-    """(device, step, pixels) of every training batch, in the order of optimiser steps."""
+    """(device, pixels) of every training batch, in the order of optimiser steps."""
     seen = []
-    original = Setup.training_inputs
+    original = ImageClassification.inputs
 
-    def spy(self, images, round_, device, step):
-        seen.append((device, step, images.tobytes()))
-        return original(self, images, round_, device, step)
+    def spy(self, samples, spec, device, augment=None):
+        seen.append(samples.tobytes())
+        return original(self, samples, spec, device, augment)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Setup, "training_inputs", spy)
-        run_, setup = start(settings, method)
-        list(train(run_, setup, rounds=2))
-    return seen
+        patch.setattr(ImageClassification, "inputs", spy)
+        devices = [step.device for step in train(start(settings, method), rounds=2)]
+    return list(zip(devices, seen, strict=True))
 
 
 def test_central_training_sees_the_batches_of_sflora_in_its_order(settings, monkeypatch):
     split, raw = (order_of(settings, m, monkeypatch) for m in ({"algorithm": "sflora"}, CENTRAL["central_raw"]))
     assert raw == split
     jpeg = order_of(settings, CENTRAL["central_jpeg"], monkeypatch)
-    assert [entry[:2] for entry in jpeg] == [entry[:2] for entry in split]
-    assert all(ours[2] != theirs[2] for ours, theirs in zip(jpeg, split, strict=True))
+    assert [device for device, _ in jpeg] == [device for device, _ in split]
+    assert all(ours[1] != theirs[1] for ours, theirs in zip(jpeg, split, strict=True))
 
 
 def test_every_image_travels_once_and_nothing_comes_back(settings):
@@ -192,25 +203,26 @@ def test_every_image_travels_once_and_nothing_comes_back(settings):
 
 
 def test_the_codec_is_in_the_judges_path(settings):
-    run_, setup = start(settings, CENTRAL["central_jpeg"])
-    run_.codec.quality = 1
+    run_ = start(settings, {"algorithm": {"name": "central", "image": "jpeg", "quality": 1}})
     on, off = run_.evaluate()
-    received = torch.from_numpy(run_.codec.forward(setup.test.images)).float()
-    assert (received - torch.from_numpy(setup.test.images)).abs().mean() > 5
+    images = run_.side.test.images
+    received = torch.from_numpy(run_.terms.plan.images.forward(images)).float()
+    assert (received - torch.from_numpy(images)).abs().mean() > 5
     assert (on, off) != (off, on)
 
 
-def test_a_server_takes_only_what_its_method_sends(settings):
-    central, setup = start(settings, CENTRAL["central_raw"])
-    labels = encode_labels(torch.zeros(2, dtype=torch.int64), setup.train.n_classes)
-    with pytest.raises(FrameError, match="takes images"):
-        central.server.train_step(0, b"", b"")
-    with pytest.raises(FrameError, match="devices train nothing"):
-        central.server.fetch_adapter(0)
-    with pytest.raises(FrameError, match="devices train nothing"):
-        central.server.push_adapter(0, b"")
-    with pytest.raises(FrameError, match="sent 2 labels; allowed: "):
-        central.server.push_images(0, RawImages().encode(setup.train.images[:2]), labels)
-    federated, _ = start(settings, {"algorithm": "fed_lora"})
-    with pytest.raises(FrameError, match="takes none"):
-        federated.server.push_images(0, b"", b"")
+def test_a_server_takes_only_what_its_method_sends(settings, monkeypatch):
+    central = start(settings, CENTRAL["central_raw"])
+    device = central.fleet.device(0)
+    labels = encode_labels(torch.zeros(2, dtype=torch.int64), central.terms.n_classes)
+    sent = device.upload().frames
+    answers = [
+        ({"images": sent["images"]}, "device 0 sent no 'labels'"),
+        ({**sent, "labels": labels}, r"expected raw images of shape \(2, 28, 28, 3\)"),
+        ({**sent, "images": sent["images"][:-1]}, "bytes"),
+    ]
+    for frames, line in answers:
+        monkeypatch.setitem(device._verbs, "upload", lambda _, frames=frames: Message("samples", frames))
+        with pytest.raises(FrameError, match=line):
+            central.receive(0)
+    assert not central.images
