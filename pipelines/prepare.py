@@ -14,8 +14,9 @@ from tsflora.config import did_you_mean
 from tsflora.errors import ConfigError
 from tsflora.prepared import prepare_backbone, prepare_images
 from tsflora.records import config_digest
+from tsflora.runs import record_path
 from tsflora.settings import Settings
-from tsflora.study import StudyConfig, record_path
+from tsflora.study import StudyConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

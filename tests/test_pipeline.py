@@ -189,7 +189,8 @@ def test_notebooks_are_committed_without_outputs_and_take_parameters(path):
 
 
 LOADED = (
-    "import sys, tsflora.study; print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n[:7] == 'tsflora'))"
+    "import sys, tsflora.runs, tsflora.study; "
+    "print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n[:7] == 'tsflora'))"
 )
 
 
