@@ -19,7 +19,7 @@ from tsflora.files import write_atomically
 KINDS = ("activations", "labels", "gradients", "adapters", "images", "headers")
 """What a byte on the wire is: packed payload of one of five sorts, or a frame's header, ranges and checksum."""
 
-_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "identity"}
+_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "identity", "traceback"}
 
 
 class Geometry(Config):
@@ -73,6 +73,8 @@ class RunRecord(Config):
     schema_version: Literal[1] = 1
     status: Literal["complete", "failed"]
     error: str | None = None
+    traceback: str | None = None
+    """Of a failed run, where the fault was not foreseen: for the author of the code that raised it."""
     dataset: str
     method: str
     label: str
