@@ -1,5 +1,6 @@
 """Execute a parameterised notebook as a stage, and keep the executed copy."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -9,19 +10,22 @@ from typing import Annotated, Any
 # figure's stage, for a format that no notebook uses. It does without where the package is missing.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
+import command
 import nbformat
 import papermill
 import typer
-from command import one_line_errors
 from jupyter_client.kernelspec import NoSuchKernel
+from nbclient.exceptions import DeadKernelError
 
+from tsflora import errors
 from tsflora.errors import ConfigError, StorageError, TsfloraError
+from tsflora.files import check_writable
 from tsflora.params import parse_yaml
 
 
 def main(
     notebook: Annotated[Path, typer.Argument(help="The notebook to execute.")],
-    output: Annotated[Path, typer.Argument(help="Where the executed copy goes.")],
+    output: Annotated[Path, typer.Argument(help="Where the executed copy goes: a new name that ends in .ipynb.")],
     params: Annotated[Path, typer.Option(help="The study's params.yaml.")] = Path("params.yaml"),
     parameter: Annotated[
         list[str] | None, typer.Option("--parameter", "-p", help="name=value for its parameters cell; YAML values.")
@@ -29,30 +33,38 @@ def main(
 ) -> None:
     """Execute NOTEBOOK with its parameters cell overridden and write the executed copy to OUTPUT.
 
-    A notebook that fails is written with the failing cell, and its error is printed as one line.
+    A notebook that fails is written with the failing cell, and its error is printed as one line. Runs that failed in a
+    notebook that did not are named at the end: they are records like others.
     """
-    with one_line_errors():
+    with command.one_line_errors():
         values = {"params": str(params), **_parsed(parameter or [])}
-        if not notebook.exists():
-            raise ConfigError(f"notebook {notebook} does not exist")
-        try:
-            known = papermill.inspect_notebook(str(notebook))
-        except (ValueError, nbformat.reader.NotJSONError) as error:
-            raise ConfigError(f"{notebook} is not a notebook: {' '.join(str(error).split())[:200]}") from None
-        unknown = sorted(values.keys() - known.keys())
+        known = _parameters_of(notebook)
+        unknown = sorted(values.keys() - known)
         if unknown:
             raise ConfigError(f"{notebook} has no parameter {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
+        if output.suffix != ".ipynb" or (output.exists() and output.samefile(notebook)):
+            raise ConfigError(f"the executed copy needs a name of its own that ends in .ipynb; given: {output}")
+        check_writable(output.parent)
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
             _execute(notebook, output, values)
         except OSError as error:
-            raise StorageError(f"cannot write {output}: {error.strerror}; choose another place") from None
+            raise StorageError(f"cannot use {error.filename or output}: {error.strerror or error}") from None
         except NoSuchKernel as error:
             raise ConfigError(f"{notebook}: {error}; install ipykernel in this environment") from None
         except papermill.PapermillExecutionError as error:
             # The traceback is in the executed notebook; a stage's log gets the line that says what to do.
-            line = f"{notebook.name}: {error.evalue or error.ename} (executed copy: {output})"
+            sort = "" if hasattr(errors, error.ename) else f"{error.ename}: "
+            line = f"{notebook.name}: {sort}{error.evalue} (executed copy: {output})"
             raise TsfloraError(" ".join(line.split())) from None
+        except DeadKernelError:
+            raise TsfloraError(
+                f"{notebook.name}: its kernel was killed, too little memory is the usual cause; "
+                "what is finished is kept, and the same command goes on from there"
+            ) from None
+        except RuntimeError as error:
+            raise TsfloraError(f"{notebook.name}: its kernel did not start: {' '.join(str(error).split())}") from None
+        if values.get("records_dir"):
+            _name_failed(Path(values["records_dir"]))
 
 
 def _parsed(pairs: list[str]) -> dict[str, Any]:
@@ -71,10 +83,34 @@ def _parsed(pairs: list[str]) -> dict[str, Any]:
     return values
 
 
+def _parameters_of(notebook: Path) -> set[str]:
+    if not notebook.exists():
+        raise ConfigError(f"notebook {notebook} does not exist")
+    try:
+        return set(papermill.inspect_notebook(_as_it_is(notebook)))
+    except OSError as error:
+        raise ConfigError(f"notebook {notebook} cannot be read: {error.strerror}") from None
+    except (ValueError, nbformat.reader.NotJSONError) as error:
+        raise ConfigError(f"{notebook} is not a notebook: {' '.join(str(error).split())[:200]}") from None
+
+
+def _as_it_is(path: Path) -> str:
+    """A path for papermill, which would put parameters in the place of `{names}`."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _name_failed(records: Path) -> None:
+    failed = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(records.rglob("*.failed.json"))]
+    for path, record in failed:
+        logging.warning("%s: %s", path, record["error"])
+    if failed:
+        logging.warning("%d runs failed; tables and figures go without them and say so", len(failed))
+
+
 def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
     papermill.execute_notebook(
-        str(notebook),
-        str(output),
+        _as_it_is(notebook),
+        _as_it_is(output),
         values,
         progress_bar=False,
         # The notebook's own bar, with loss, accuracy and MiB, shows in the terminal that waits for the stage.
@@ -83,11 +119,15 @@ def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
         extra_arguments=["--log-level=ERROR"],
         # A bar is one line in the executed copy, not one for every refresh.
         coalesce_streams=True,
+        # Asked politely, a kernel at work prints where it was; its workers end with it in any case.
+        shutdown_kernel="immediate",
     )
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    for name in ("asyncio", "papermill", "traitlets"):  # tell with tracebacks what is raised as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app()

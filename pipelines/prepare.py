@@ -16,8 +16,9 @@ from tsflora.files import write_atomically
 from tsflora.params import read_yaml
 from tsflora.prepared import prepare_backbone, prepare_images
 from tsflora.revisions import revisions as all_revisions
+from tsflora.runs import record_path
 from tsflora.settings import Settings
-from tsflora.study import StudyConfig, record_path
+from tsflora.study import StudyConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

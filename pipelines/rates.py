@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 from command import one_line_errors
-from tsflora.runs import run_cells
 
 from tsflora.files import write_atomically
 from tsflora.rates import rate_cells, rate_table
+from tsflora.runs import run_cells
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
 

@@ -3,31 +3,40 @@
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import psutil
 import pytest
 import yaml
+from factories import make_record
 from test_study import study_values
 
+from tsflora import runs
+from tsflora.errors import NumericsError
 from tsflora.report import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PIPELINES = ROOT / "pipelines"
+STAGES_TEXT = (ROOT / "dvc.yaml").read_text()
 STUDIES = [ROOT / "dvc.yaml", *(ROOT / "pipelines" / study / "dvc.yaml" for study in ("cifar", "rounds"))]
 
 
-def script(name, *arguments, cwd=ROOT):
+def script(name, *arguments, cwd=ROOT, **environment):
     return subprocess.run(
         [sys.executable, str(ROOT / "pipelines" / name), *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TSFLORA_WORKERS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TSFLORA_WORKERS": "1", **environment},
         check=False,
     )
 
@@ -119,6 +128,149 @@ def test_notebook_script_names_unknown_parameters_and_files(tmp_path, params):
     assert_one_line_error(outcome, "no.ipynb does not exist")
 
 
+def notebook_of(path, *sources):
+    """A notebook with a parameters cell, and a cell for each source."""
+    parameters = nbformat.v4.new_code_cell(
+        "params = None\nrecords_dir = None\nx = None", metadata={"tags": ["parameters"]}
+    )
+    cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
+    kernel = {"name": "python3", "language": "python", "display_name": "Python 3"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+@pytest.mark.parametrize("value", ["2024-01-01", "[2024-01-01]", "[.inf]", "{1: 2}", "!!set {a}"])
+def test_a_value_that_no_notebook_can_take_is_refused(tmp_path, value):
+    notebook = notebook_of(tmp_path / "n.ipynb")
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "-p", f"x={value}")
+    assert_one_line_error(outcome, value, "name=value is expected", "what looks like a date and is text goes in quotes")
+
+
+def test_a_path_with_braces_is_a_path(tmp_path):
+    notebook = notebook_of(tmp_path / "{x}.ipynb", "assert x == '2024-01-01', x")
+    outcome = script("notebook.py", notebook, tmp_path / "{y}{}.ipynb", "-p", "x='2024-01-01'")
+    assert outcome.returncode == 0, outcome.stderr
+    assert (tmp_path / "{y}{}.ipynb").exists()
+
+
+def test_the_wrong_place_is_the_one_that_is_named(tmp_path):
+    notebook = notebook_of(tmp_path / "n.ipynb")
+    before = notebook.read_bytes()
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", IPYTHONDIR="/proc/nowhere")
+    assert_one_line_error(outcome, "cannot use /proc/nowhere: No such file or directory")
+    (tmp_path / "file").touch()
+    assert_one_line_error(script("notebook.py", notebook, tmp_path / "file" / "o.ipynb"), "cannot write", "file")
+    assert_one_line_error(script("notebook.py", notebook, notebook), "needs a name of its own", "n.ipynb")
+    assert notebook.read_bytes() == before
+    assert_one_line_error(script("notebook.py", tmp_path, tmp_path / "o.ipynb"), "cannot be read: Is a directory")
+
+
+def test_a_kernel_that_dies_is_one_line(tmp_path):
+    notebook = notebook_of(tmp_path / "n.ipynb", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb")
+    assert_one_line_error(outcome, "n.ipynb: its kernel was killed", "the same command goes on from there")
+    assert len(outcome.stderr.splitlines()) == 1
+
+
+def test_a_fault_in_a_notebook_names_its_sort(tmp_path):
+    notebook = notebook_of(tmp_path / "n.ipynb", "{}['key']")
+    assert_one_line_error(script("notebook.py", notebook, tmp_path / "o.ipynb"), "n.ipynb: KeyError: 'key'")
+
+
+def test_a_stage_never_runs_another_checkouts_library(tmp_path):
+    shutil.copytree(PIPELINES, tmp_path / "pipelines", ignore=shutil.ignore_patterns("__pycache__"))
+    outcome = subprocess.run(
+        [sys.executable, tmp_path / "pipelines" / "notebook.py", "in.ipynb", "out.ipynb"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert_one_line_error(outcome, f"tsflora is imported from {ROOT}, not from this checkout {tmp_path}")
+    for stage_script in set(re.findall(r"python pipelines/(\S+)", STAGES_TEXT)):
+        assert "one_line_errors():" in (PIPELINES / stage_script).read_text(), stage_script
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_a_stage_that_is_stopped_leaves_nobody_behind(tmp_path, how):
+    study = study_values(seeds=[0, 1], training={**study_values()["training"], "rounds": 10_000})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(study))
+    arguments = {"partitions": "[iid]", "seeds": "null"}
+    arguments |= {name: tmp_path / name for name in ("records_dir", "checkpoint_dir")}
+    given = [part for name, value in arguments.items() for part in ("-p", f"{name}={value}")]
+    notebook = [PIPELINES / "notebook.py", ROOT / "notebooks" / "fed_lora.ipynb", tmp_path / "o.ipynb"]
+    process = subprocess.Popen(
+        [sys.executable, *notebook, "--params", tmp_path / "params.yaml", *given],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TSFLORA_WORKERS": "2"},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("checkpoint_dir/*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        below = psutil.Process(process.pid).children(recursive=True)
+        assert len(below) >= 3, "a kernel and two workers"
+        number = getattr(signal, how)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=30)
+        assert not psutil.wait_procs(below, timeout=10)[1]
+    finally:
+        process.kill()
+    line = f"stopped by {how}; what is finished is kept, and the same command goes on from there"
+    assert errors.splitlines() == ([] if how == "SIGKILL" else [line])
+    assert process.returncode == (-number if how == "SIGKILL" else 128 + number)
+
+
+@pytest.fixture
+def diverging(monkeypatch):
+    """Runs without training, of which the first one diverges."""
+
+    def run(cell, settings, progress, record_path):
+        if not started:
+            started.append(cell)
+            raise NumericsError("round 1, device 0: the loss is nan")
+        names = {"dataset": cell.dataset_name, "partition": cell.partition_name, "seed": cell.seed, "label": cell.label}
+        config = {"config": cell.dump(), "config_sha256": runs.config_digest(cell.dump())}
+        return make_record(cell.method_key, **names, **config)
+
+    started = []
+    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setenv("TSFLORA_WORKERS", "1")
+    return started
+
+
+RUN_NOTEBOOKS = [path for path in NOTEBOOKS if "run_cells(" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_shows_its_runs_and_which_failed(diverging, monkeypatch, capsys, path):
+    monkeypatch.chdir(path.parent)
+    namespace = {}
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, namespace)
+        if "parameters" in cell.metadata.get("tags", []):
+            namespace["seeds"] = [0, 1]
+            namespace["methods"] = namespace.get("methods", [])[-1:]  # in the sweep there are none
+    plt.close("all")
+    assert len(namespace["records"]) == len(namespace["cells"]) - 1
+    assert "1 failed: " in capsys.readouterr().out
+
+
+def test_a_stage_says_at_the_end_which_runs_failed(tmp_path):
+    failed = make_record().model_copy(update={"status": "failed", "error": "the loss is nan", "history": ()})
+    failed.write(tmp_path / "records" / "digits" / "sflora" / "iid-seed0.failed.json")
+    notebook = notebook_of(tmp_path / "n.ipynb")
+    outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "-p", f"records_dir={tmp_path / 'records'}")
+    assert outcome.returncode == 0
+    one, last = outcome.stderr.splitlines()
+    assert one.endswith("sflora/iid-seed0.failed.json: the loss is nan")
+    assert last == "WARNING 1 runs failed; tables and figures go without them and say so"
+
+
 def test_committed_records_are_read_and_not_run_again(tmp_path):
     path = tmp_path / "params.yaml"
     study = study_values(seeds=[0], partitions={"iid": {"name": "iid"}})
@@ -199,7 +351,8 @@ def test_notebooks_are_committed_without_outputs_and_take_parameters(path):
 
 
 LOADED = (
-    "import sys, tsflora.study; print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n[:7] == 'tsflora'))"
+    "import sys, tsflora.runs, tsflora.study; "
+    "print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n[:7] == 'tsflora'))"
 )
 
 

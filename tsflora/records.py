@@ -21,7 +21,7 @@ from tsflora.machine import usable_cores
 KINDS = ("activations", "labels", "gradients", "adapters", "images", "control", "headers")
 """What a byte on the wire is: payload of one of six sorts, or a frame's header, ranges and checksum."""
 
-_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "basis"}
+_VOLATILE = {"provenance", "seconds", "peak_memory_mib", "started_at", "basis", "traceback"}
 
 
 class Geometry(Config):
@@ -116,6 +116,8 @@ class RunRecord(Config):
     schema_version: Literal[2] = 2
     status: Literal["complete", "failed"]
     error: str | None = None
+    traceback: str | None = None
+    """Of a failed run, where the fault was not foreseen: for the author of the code that raised it."""
     dataset: str
     method: str
     label: str

@@ -31,7 +31,10 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. A file's name holds the digest of its content, so that damage is seen."""
+    """The checkpoints of one run. A file's name holds the digest of its content, so that damage is seen.
+
+    Processes that are at the same run share the folder: they write the same files, and one that is gone is no error.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -46,14 +49,15 @@ class CheckpointStore:
         content = save(tensors, metadata={"history": json.dumps(history)})
         digest = hashlib.sha256(content).hexdigest()[:32]
         write_atomically(self.folder / f"round-{round_:06d}-{digest}.safetensors", content)
-        for path in self._paths()[_KEPT:]:
-            path.unlink()
+        self._remove(self._paths()[_KEPT:])
 
     def latest(self, at_most: int) -> Checkpoint | None:
         """The newest intact checkpoint up to round `at_most`, or None. A damaged one is reported and passed over."""
         for path in self._paths():
             try:
                 checkpoint = _read(path)
+            except FileNotFoundError:
+                continue
             except CheckpointError as error:
                 _log.warning("%s; going back to the checkpoint before it", error)
                 continue
@@ -63,14 +67,18 @@ class CheckpointStore:
 
     def keep_newest(self) -> None:
         """Remove all others, once the record is written: from the newest one, a longer run can go on."""
-        for path in self._paths()[1:]:
-            path.unlink()
+        self._remove(self._paths()[1:])
 
     def _paths(self) -> list[Path]:
         """Newest first."""
-        if not self.folder.is_dir():
+        try:
+            return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+        except FileNotFoundError:
             return []
-        return sorted((path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)
+
+    def _remove(self, paths: list[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)  # another process, at the same run, may have been quicker
 
 
 def _read(path: Path) -> Checkpoint:
@@ -83,5 +91,7 @@ def _read(path: Path) -> Checkpoint:
         # safetensors gives metadata only from a file's header: eight bytes of length, then JSON.
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         return Checkpoint(int(match[1]), load(content), json.loads(header["__metadata__"]["history"]))
+    except FileNotFoundError:
+        raise
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({error})") from None
