@@ -66,7 +66,7 @@ def test_uncompressed_sflora_is_the_training_of_the_unsplit_model(settings, opti
 
     devices, side = assemble(config, settings)
     model = WholeModel(own_copy(side.front), own_copy(side.back))
-    parts = [[p for p in part.parameters() if p.requires_grad] for part in (model.front, model.back)]
+    parts = [[p for p in part.parameters() if p.requires_grad] for part in (model.front, model.rest)]
     central = config.training.optimizer.build(itertools.chain(*parts))
     expected = []
     for rows in minibatches(devices.shards[0], config.training, "digits", config.seed, 1, 0):
@@ -86,7 +86,7 @@ def test_uncompressed_sflora_is_the_training_of_the_unsplit_model(settings, opti
     assert losses == pytest.approx(expected, abs=1e-5)
     assert losses[-1] != pytest.approx(losses[0], abs=1e-3)
     assert_adapters_close(run_.adapters.adapter, read_adapter(model.front), atol=1e-5, rtol=1e-4)
-    assert_adapters_close(read_adapter(run_.server.back), read_adapter(model.back), atol=1e-5, rtol=1e-4)
+    assert_adapters_close(read_adapter(run_.server.back), read_adapter(model.rest), atol=1e-5, rtol=1e-4)
 
 
 def test_all_tokens_at_32_bits_is_sflora(settings):
@@ -356,7 +356,7 @@ def test_a_device_alone_goes_on_from_its_own_adapter(settings):
     list(longer.train_round(2, [0]))
     list(run_.train_round(2, [0]))
     assert_adapters_close(run_.fleet.device(0).adapter, longer.fleet.device(0).adapter, atol=0, rtol=0)
-    assert not torch.equal(after_one["back.vit.head.bias"], run_.fleet.device(0).adapter["back.vit.head.bias"])
+    assert not torch.equal(after_one["rest.vit.head.bias"], run_.fleet.device(0).adapter["rest.vit.head.bias"])
     assert run_.terms.training.n_devices == 4
 
 

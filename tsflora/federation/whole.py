@@ -104,7 +104,7 @@ class LocalRun(Run):
                 self.scores[number] = untrained
                 continue
             set_adapter(self.model, adapter or self.initial)
-            self.scores[number] = evaluate(self.side, self.model.front, self.model.back)
+            self.scores[number] = evaluate(self.side, self.model.front, self.model.rest)
             if not adapter:
                 untrained = self.scores[number]
         mean = torch.tensor(list(self.scores.values()), dtype=torch.float64).mean(dim=0)
@@ -143,7 +143,7 @@ class FedRun(Run):
     def evaluate(self) -> tuple[float, float]:
         """See `Run`."""
         set_adapter(self.model, self.adapters.adapter)
-        return evaluate(self.side, self.model.front, self.model.back)
+        return evaluate(self.side, self.model.front, self.model.rest)
 
     def server_state(self) -> dict[str, Tensor]:
         """See `Run`."""

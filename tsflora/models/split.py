@@ -75,11 +75,12 @@ class WholeModel(nn.Module):
     def __init__(self, front: Front, back: Back) -> None:
         super().__init__()
         self.front = front
-        self.back = back
+        # By name it comes after the front, as it does in the model: adapters travel in the order of names.
+        self.rest = back
 
     def forward(self, images: Float[Tensor, "batch 3 size size"]) -> Float[Tensor, "batch classes"]:
         """Class logits."""
-        return self.back(self.front(images).tokens)
+        return self.rest(self.front(images).tokens)
 
 
 def split(vit: VisionTransformer, cut: int) -> tuple[Front, Back]:
