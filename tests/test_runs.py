@@ -212,7 +212,7 @@ def test_a_bug_of_ours_names_our_file(settings, monkeypatch):
     def broken(*arguments):
         raise ZeroDivisionError("division by\nzero")
 
-    monkeypatch.setattr(experiment, "build_setup", broken)
+    monkeypatch.setattr(experiment, "assemble", broken)
     with pytest.raises(TsfloraError, match=r"ZeroDivisionError: division by zero \(.*tsflora/experiment\.py:\d+\)$"):
         run_cells(three_seeds()[:1], settings)
 
