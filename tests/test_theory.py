@@ -376,7 +376,7 @@ def test_floor_falls_with_more_tokens_and_as_four_to_the_minus_bits() -> None:
         tokens, attention = batch(3, 16, 8)
         reduced = reduce(tokens, attention, n_tokens=n_tokens)
         quantizer = uniform(bits)
-        total = total_distortion(tokens, reduced, quantizer, draws(quantizer, reduced.tokens, 1))
+        total = total_distortion(tokens, reduced, quantizer, draws(quantizer, reduced.tokens.values, 1))
         selection = selection_distortion(tokens, reduced).measured
         gamma2 = perturbation_bound(0.7, selection, total.bound - selection)
         return convergence_bound(theorem(perturbations=(gamma2,) * 3)).compression
