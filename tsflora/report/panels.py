@@ -109,7 +109,7 @@ def stacked_bars(axis: Axes, traffic: pd.DataFrame, widest_mib: float) -> None:
     wide = wide.loc[traffic["method"].unique()]
     places = np.arange(len(wide))
     left = np.zeros(len(wide))
-    for kind in KINDS:
+    for kind in [kind for kind in KINDS if kind in wide]:
         axis.barh(places, wide[kind], left=left, height=0.68, color=KIND_COLOURS[kind], lw=0)
         left += wide[kind].to_numpy()
     for place, sum_mib in enumerate(left.tolist()):
