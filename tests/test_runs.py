@@ -167,8 +167,8 @@ def test_what_is_complete_outlives_a_failing_rerun(tmp_path, settings):
 
 
 def test_a_run_that_is_asked_for_twice_is_run_once(tmp_path, settings):
-    cells = StudyConfig.parse(study_values(seeds=[0])).cells(methods=["fed_lora", "fed_lora"], partitions=["iid"])
-    assert len(run_cells(cells, settings, tmp_path)) == 1
+    cells = StudyConfig.parse(study_values(seeds=[0])).cells(methods=["fed_lora"], partitions=["iid"])
+    assert len(run_cells([*cells, *cells], settings, tmp_path)) == 1
     with pytest.raises(ConfigError, match=r"2 runs of different configuration would write .*iid-seed0\.json"):
         run_cells([cells[0], cells[0].model_copy(update={"cut": 3})], settings, tmp_path)
 

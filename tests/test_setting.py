@@ -19,6 +19,7 @@ def test_a_caption_says_exactly_what_was_run():
 def test_settings_that_differ_within_a_study_are_all_said():
     study = StudyConfig.read(ROOT / "params.yaml")
     values = study.model_dump(mode="json", exclude_unset=True)
+    values["sweeps"] = {}
     values["partitions"] = {"a": {"name": "iid"}, "b": {"name": "iid", "min_samples": 4, "max_samples": 9}}
     values["training"] |= {"local_epochs": 2, "optimizer": {"name": "adamw", "lr": 0.001}}
     said = setting(StudyConfig.parse(values, "test"))

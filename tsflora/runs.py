@@ -9,8 +9,9 @@ import traceback
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import cloudpickle
 import joblib
 from filelock import FileLock, Timeout
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from tsflora.errors import ConfigError, NumericsError, StorageError, TsfloraError
 from tsflora.experiment import ExperimentConfig, Progress, run
 from tsflora.files import check_writable
+from tsflora.plugins import load_plugins
 from tsflora.records import RunRecord, provenance
 from tsflora.revisions import components_of
 from tsflora.settings import Settings
@@ -112,8 +114,8 @@ def _outcomes(
         return
     threads = max(joblib.cpu_count() // n_workers, 1)
     elsewhere = functools.partial(_run_elsewhere, settings=settings, records_dir=records_dir)
-    # As values: a class that a study's own file defines is known in another process only once that has run the file.
-    jobs = [{**cell.dump(), "plugins": list(cell.plugins)} for cell in cells]
+    # Packed: a class of a study's own file can be unpacked in another process only once that has run the file.
+    jobs = [(list(cell.plugins), cloudpickle.dumps(cell)) for cell in cells]
     with contextlib.closing(side_by_side(elsewhere, jobs, n_workers, threads, show)) as arriving:
         for index, outcome in arriving:
             if isinstance(outcome, Died):
@@ -124,8 +126,12 @@ def _outcomes(
             yield index, outcome
 
 
-def _run_elsewhere(values: dict[str, Any], report: Progress, settings: Settings, records_dir: Path | None) -> _Outcome:
-    return _run_cell(ExperimentConfig.parse(values), report, settings, records_dir)
+def _run_elsewhere(
+    job: tuple[list[str], bytes], report: Progress, settings: Settings, records_dir: Path | None
+) -> _Outcome:
+    plugins, packed = job
+    load_plugins(plugins, Path())
+    return _run_cell(cloudpickle.loads(packed), report, settings, records_dir)
 
 
 def _run_cell(cell: ExperimentConfig, report: Progress, settings: Settings, records_dir: Path | None) -> _Outcome:

@@ -69,7 +69,7 @@ class AdapterCodec(Component, ABC):
         """One end, where both have the adapter `start`."""
 
 
-adapter_codecs = Registry[AdapterCodec]("adapter codec", "tsflora.adapter_codecs")
+adapter_codecs = Registry[AdapterCodec]("adapter codec", "tsflora.adapter_codecs", AdapterCodec)
 
 AnyAdapterCodec = Annotated[SerializeAsAny[AdapterCodec], BeforeValidator(adapter_codecs.build)]
 

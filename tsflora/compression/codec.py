@@ -109,7 +109,7 @@ class Codec(Component, ABC):
         """The server's end at the start of a run, for a model with `n_patches` patches."""
 
 
-codecs = Registry[Codec]("codec", "tsflora.codecs")
+codecs = Registry[Codec]("codec", "tsflora.codecs", Codec)
 
 AnyCodec = Annotated[SerializeAsAny[Codec], BeforeValidator(codecs.build)]
 

@@ -74,7 +74,7 @@ class GradientCodec(Component, ABC):
         """A device's end at the start of a run."""
 
 
-gradient_codecs = Registry[GradientCodec]("gradient codec", "tsflora.gradient_codecs")
+gradient_codecs = Registry[GradientCodec]("gradient codec", "tsflora.gradient_codecs", GradientCodec)
 
 AnyGradientCodec = Annotated[SerializeAsAny[GradientCodec], BeforeValidator(gradient_codecs.build)]
 

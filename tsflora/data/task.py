@@ -52,7 +52,7 @@ class Task(Component, ABC):
         """The metric summed over a batch, and over how many it is a mean."""
 
 
-tasks = Registry[Task]("task", "tsflora.tasks")
+tasks = Registry[Task]("task", "tsflora.tasks", Task)
 
 AnyTask = Annotated[SerializeAsAny[Task], BeforeValidator(tasks.build)]
 

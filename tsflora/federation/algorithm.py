@@ -27,4 +27,4 @@ class Algorithm(Component, ABC):
         """A run at round zero, which conducts `fleet`."""
 
 
-algorithms: Registry[Algorithm] = Registry("algorithm", "tsflora.algorithms")
+algorithms: Registry[Algorithm] = Registry("algorithm", "tsflora.algorithms", Algorithm)

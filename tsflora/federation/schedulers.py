@@ -35,7 +35,7 @@ class Scheduler(Component, ABC):
         """
 
 
-schedulers = Registry[Scheduler]("scheduler", "tsflora.schedulers")
+schedulers = Registry[Scheduler]("scheduler", "tsflora.schedulers", Scheduler)
 
 AnyScheduler = Annotated[SerializeAsAny[Scheduler], BeforeValidator(schedulers.build)]
 

@@ -44,7 +44,7 @@ class ImageCodec(Component, ABC):
         return self.decode(self.encode(images), images.shape)
 
 
-image_codecs = Registry[ImageCodec]("image codec", "tsflora.image_codecs")
+image_codecs = Registry[ImageCodec]("image codec", "tsflora.image_codecs", ImageCodec)
 
 AnyImageCodec = Annotated[SerializeAsAny[ImageCodec], BeforeValidator(image_codecs.build)]
 
