@@ -227,6 +227,17 @@ def test_a_killed_worker_is_one_failed_run(tmp_path, settings):
     assert names == ["iid-seed1.json", "iid-seed2.json", "odd-seed0.failed.json"]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_as_many_workers_as_cores_that_may_be_used(settings):
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert runs.workers_of(settings.model_copy(update={"workers": None})) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert runs.workers_of(settings.model_copy(update={"workers": 3})) == 3
+
+
 TWO = """
 import sys; sys.path.insert(0, {tests!r})
 from pathlib import Path
