@@ -258,7 +258,7 @@ def test_options_of_a_registered_model_are_held_to_what_the_split_needs(options,
 def test_nothing_frozen_moves_in_training(batch):
     images, labels = batch
     whole = WholeModel(*split(lora_model(), 2))
-    assert not any(part.training for half in (whole.device, whole.server) for part in half.modules())
+    assert not any(part.training for half in (whole.front, whole.rest) for part in half.modules())
     moving = trainable(whole)
     before = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     optimizer = torch.optim.SGD(moving.values(), lr=0.5, momentum=0.9, weight_decay=0.1)

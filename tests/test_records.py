@@ -101,7 +101,14 @@ def test_comparable_leaves_out_clocks_memory_and_host_and_nothing_else():
         }
     )
     assert elsewhere.comparable() == record.comparable()
-    kept = set(RunRecord.model_fields) - {"started_at", "seconds", "peak_memory_mib", "provenance", "basis"}
+    kept = set(RunRecord.model_fields) - {
+        "started_at",
+        "seconds",
+        "peak_memory_mib",
+        "provenance",
+        "basis",
+        "traceback",
+    }
     assert set(record.comparable()) == kept
     assert "seconds" not in record.comparable()["history"][0]
 

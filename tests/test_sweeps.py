@@ -148,7 +148,8 @@ def test_a_component_that_is_not_installed_is_a_missing_number():
 
 
 def test_a_run_that_sends_no_activations_has_no_codec():
-    record = done([one({"algorithm": "fed_lora"})], uplink_bytes={"adapters": 2**20})[0]
+    sent = {"adapters": 2**20}
+    record = done([one({"algorithm": "fed_lora"})], uplink_bytes=sent, downlink_bytes=sent)[0]
     row = settings_frame([record]).iloc[0]
     assert row[["selection", "merge", "n_tokens", "bits", "gradient_bits"]].isna().all()
     assert row["algorithm"] == "fed_lora"

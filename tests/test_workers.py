@@ -109,7 +109,7 @@ def test_workers_end_with_their_parent_whatever_ends_it(tmp_path, how):
         # Ctrl-C in a terminal reaches them all
         for one in [*below, process] if how == signal.SIGINT else [process]:
             os.kill(one.pid, how)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
         assert gone(below)
     finally:
         process.kill()

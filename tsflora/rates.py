@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from tsflora.data import data_sources
 from tsflora.errors import ConfigError
 from tsflora.experiment import ExperimentConfig
 from tsflora.records import RunRecord
@@ -30,7 +31,7 @@ def rate_cells(
         raise ConfigError("rates: given none; allowed: one or more positive numbers")
     cells = []
     for cell in study.cells(dataset, [method]):
-        source = type(cell.dataset).parse({**cell.dataset.model_dump(exclude={"name"}), "held_back": held_back})
+        source = data_sources.build({**cell.dataset.model_dump(), "held_back": held_back})
         for rate in rates:
             optimizer = type(cell.training.optimizer).parse({**cell.training.optimizer.model_dump(), "lr": rate})
             training = cell.training.model_copy(update={"optimizer": optimizer})

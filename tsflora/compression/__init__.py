@@ -15,18 +15,15 @@ from tsflora.compression.gradients import (
     GradientSender,
     gradient_codecs,
 )
+from tsflora.compression.images import AnyImageCodec, ImageCodec, JpegImages, RawImages
 from tsflora.compression.quantizers import AnyQuantizer, Quantizer, quantizers
 from tsflora.compression.rotated import Rotated
 from tsflora.compression.tensors import TensorCodec
 from tsflora.compression.tokens import AnyTokenReducer, Reduced, TokenReducer, token_reducers
 from tsflora.wire import (
-    AnyImageCodec,
     FrameSize,
-    ImageCodec,
-    JpegImages,
     Kind,
     Layout,
-    RawImages,
     Section,
     decode_labels,
     encode_labels,

@@ -5,20 +5,15 @@ in a frame their meaning.
 """
 
 from tsflora.wire.frames import MAX_CODED_ENTRIES, FrameSize, Kind, header_bytes, measure, read_frame, write_frame
-from tsflora.wire.images import AnyImageCodec, ImageCodec, JpegImages, RawImages
 from tsflora.wire.labels import decode_labels, encode_labels, label_bits
 from tsflora.wire.sections import Format, Layout, Section
 
 __all__ = [
     "MAX_CODED_ENTRIES",
-    "AnyImageCodec",
     "Format",
     "FrameSize",
-    "ImageCodec",
-    "JpegImages",
     "Kind",
     "Layout",
-    "RawImages",
     "Section",
     "decode_labels",
     "encode_labels",
