@@ -1,5 +1,6 @@
 """Execute a parameterised notebook as a stage, and keep the executed copy."""
 
+import contextlib
 import json
 import logging
 import sys
@@ -80,6 +81,13 @@ def _parsed(pairs: list[str]) -> dict[str, Any]:
             values[name] = parse_yaml(value, "the value")
         except ConfigError as error:
             raise ConfigError(f"{expected}; {error}") from None
+        # Sets and keys that are no text would be something else in the notebook, or no notebook at all.
+        with contextlib.suppress(TypeError, ValueError):
+            if json.loads(json.dumps(values[name], allow_nan=False)) == values[name]:
+                continue
+        raise ConfigError(
+            f"{expected}; a notebook takes numbers, true, false, null, text, and lists or mappings of these"
+        )
     return values
 
 
