@@ -233,8 +233,7 @@ def diverging(monkeypatch):
             started.append(cell)
             raise NumericsError("round 1, device 0: the loss is nan")
         names = {"dataset": cell.dataset_name, "partition": cell.partition_name, "seed": cell.seed, "label": cell.label}
-        config = {"config": cell.dump(), "config_sha256": runs.config_digest(cell.dump())}
-        return make_record(cell.method_key, **names, **config)
+        return make_record(cell.method_key, config=cell.dump(), **names)
 
     started = []
     monkeypatch.setattr(runs, "run", run)
@@ -348,12 +347,6 @@ def test_notebooks_are_committed_without_outputs_and_take_parameters(path):
     assert not any(cell.outputs or cell.execution_count for cell in code)
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
     assert notebook.cells[0].source.startswith("# ")
-
-
-LOADED = (
-    "import sys, tsflora.runs, tsflora.study; "
-    "print('\\n'.join(m.__file__ for n, m in sys.modules.items() if n[:7] == 'tsflora'))"
-)
 
 
 @pytest.mark.parametrize("dvc_yaml", [*STUDIES, PIPELINES / "paper" / "dvc.yaml"], ids=lambda path: path.parent.name)
