@@ -215,8 +215,8 @@ def test_a_stage_that_is_stopped_leaves_nobody_behind(tmp_path, how):
         assert len(below) >= 3, "a kernel and two workers"
         number = getattr(signal, how)
         os.killpg(process.pid, number)
-        _, errors = process.communicate(timeout=30)
-        assert not psutil.wait_procs(below, timeout=10)[1]
+        _, errors = process.communicate(timeout=120)
+        assert not psutil.wait_procs(below, timeout=60)[1]
     finally:
         process.kill()
     line = f"stopped by {how}; what is finished is kept, and the same command goes on from there"

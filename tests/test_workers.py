@@ -31,7 +31,7 @@ def outcomes(jobs, n_workers=2, report=lambda *_: None):
     return dict(side_by_side(work, jobs, n_workers, 1, report))
 
 
-def gone(processes, within_s=10):
+def gone(processes, within_s=60):
     return not psutil.wait_procs(processes, timeout=within_s)[1]
 
 
