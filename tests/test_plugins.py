@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tsflora.compression import Quantizer, quantizers
+from tsflora.compression import AnyQuantizer, Quantizer, quantizers
 from tsflora.compression.quantizers import Uniform
 from tsflora.config import Component, Registry
 from tsflora.errors import ConfigError
-from tsflora.experiment import AnyQuantizer
 from tsflora.foreign import source_digest
 from tsflora.plugins import PluginConfig, load_plugins
 

@@ -1,185 +1,41 @@
-"""One cell: configuration -> images, backbone, algorithm -> RunRecord. The front door of the library."""
+"""One run: configuration -> images, backbone, algorithm -> RunRecord. The front door of the library."""
 
 import contextlib
 import datetime
-import json
 import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from tsflora.compression import (
-    AnyAdapterCodec,
-    AnyCodec,
-    AnyGradientCodec,
-    AnyQuantizer,
-    AnyTokenReducer,
-    TokenCodec,
-    adapter_codecs,
-    gradient_codecs,
-    quantizers,
-    token_reducers,
-)
-from tsflora.config import Config
-from tsflora.data import (
-    AnyTask,
-    AugmentConfig,
-    DataSource,
-    InputSpec,
-    Partition,
-    data_sources,
-    partitions,
-    tasks,
-)
+from tsflora.data import InputSpec
 from tsflora.errors import ConfigError, DataError, NumericsError
 from tsflora.federation import (
     TRAJECTORY,
-    Algorithm,
-    AnyScheduler,
     CheckpointStore,
     DeviceSide,
     InProcessFleet,
-    Plan,
     Run,
     ServerSide,
     Terms,
     TrainingConfig,
-    algorithms,
     participants_of,
-    schedulers,
 )
-from tsflora.models import BackboneConfig, LoraConfig, WholeModel, add_lora, load_backbone, read_adapter, split
-from tsflora.plugins import PluginConfig
+from tsflora.models import WholeModel, add_lora, load_backbone, read_adapter, split
+from tsflora.planned import ExperimentConfig, MethodConfig, run_of
 from tsflora.prepared import images_sha256, prepared_backbone, prepared_images, weights_sha256
 from tsflora.records import Basis, Geometry, Round, RunRecord, config_digest, device_name, provenance
 from tsflora.revisions import revisions_of, sources_of, versions
 from tsflora.settings import Settings
 
-_log = logging.getLogger(__name__)
+__all__ = ["ExperimentConfig", "MethodConfig", "assemble", "basis_of", "run", "run_of", "start"]
 
-AnyAlgorithm = Annotated[SerializeAsAny[Algorithm], BeforeValidator(algorithms.build)]
-AnyDataSource = Annotated[SerializeAsAny[DataSource], BeforeValidator(data_sources.build)]
-AnyPartition = Annotated[SerializeAsAny[Partition], BeforeValidator(partitions.build)]
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int], None]
 """Called after every optimiser step with a status line, and the number of rounds that this call finishes."""
-
-
-class MethodConfig(Config):
-    """An algorithm with its codecs: uplink tokens, returned gradient, adapters.
-
-    `tokens` and `quantizer` are short for the codec that most methods use, and `gradient_quantizer` and
-    `adapter_quantizer` for sending values as they are; `codec`, `gradient` and `adapter` name any other.
-    """
-
-    label: str | None = None
-    """The printed name; None prints the key."""
-    algorithm: AnyAlgorithm
-    cut: int | None = Field(default=None, ge=1)
-    """None takes the study's."""
-    tokens: AnyTokenReducer = Field(default_factory=lambda: token_reducers.build("all"))
-    quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
-    gradient_quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
-    adapter_quantizer: AnyQuantizer = Field(default_factory=lambda: quantizers.build("float32"))
-    codec: AnyCodec | None = None
-    """In place of `tokens` and `quantizer`."""
-    gradient: AnyGradientCodec | None = None
-    """In place of `gradient_quantizer`."""
-    adapter: AnyAdapterCodec | None = None
-    """In place of `adapter_quantizer`."""
-    scheduler: AnyScheduler = Field(default_factory=lambda: schedulers.build("fixed"))
-
-    @property
-    def plan(self) -> Plan:
-        """What each device does, unless the scheduler says otherwise."""
-        return self.algorithm.plan(
-            self.codec or TokenCodec(tokens=self.tokens, quantizer=self.quantizer),
-            self.gradient or gradient_codecs.build({"name": "values", "quantizer": self.gradient_quantizer}),
-            self.adapter or adapter_codecs.build({"name": "values", "quantizer": self.adapter_quantizer}),
-        )
-
-    @model_validator(mode="after")
-    def _what_is_named_is_used(self) -> "MethodConfig":
-        plan = self.plan
-        parts = {
-            "tokens": ("codec", plan.codec, "activations"),
-            "quantizer": ("codec", plan.codec, "activations"),
-            "gradient_quantizer": ("gradient", plan.gradient, "gradient"),
-            "adapter_quantizer": ("adapter", plan.adapter, "adapter"),
-        }
-        for short, (full, used, what) in parts.items():
-            # A record's configuration lists the defaults too, and has to be read again.
-            default = type(self).model_fields[short].get_default(call_default_factory=True)
-            named = [name for name in (short, full) if getattr(self, name) not in (None, default)]
-            if used is None and named:
-                raise ValueError(f"algorithm {self.algorithm.name!r} sends no {what}; remove {named[0]}")
-            if len(named) == 2:
-                raise ValueError(f"give {short} or {full}, not both")
-        return self
-
-
-class ExperimentConfig(PluginConfig):
-    """All that determines one run's numbers."""
-
-    dataset: AnyDataSource
-    partition: AnyPartition = Field(default_factory=lambda: partitions.build("iid"))
-    dataset_key: str | None = None
-    """How records name the data set; None takes its component's name. The same for `partition_key`."""
-    partition_key: str | None = None
-    backbone: BackboneConfig
-    lora: LoraConfig = LoraConfig()
-    cut: int = Field(default=2, ge=1)
-    training: TrainingConfig = TrainingConfig()
-    augment: AugmentConfig | None = None
-    method: MethodConfig
-    method_key: str
-    task: AnyTask = Field(default_factory=lambda: tasks.build("image_classification"))
-    sweep: str | None = None
-    """The sweep that this run is a point of; None for a method of the study."""
-    seed: int = Field(default=0, ge=0)
-
-    @property
-    def dataset_name(self) -> str:
-        """The data set as records name it."""
-        return self.dataset_key or self.dataset.name
-
-    @property
-    def partition_name(self) -> str:
-        """The partition as records name it."""
-        return self.partition_key or self.partition.name
-
-    @property
-    def label(self) -> str:
-        """The method as reports name it."""
-        return self.method.label or self.method_key
-
-    def dump(self) -> dict[str, Any]:
-        """The resolved configuration as plain JSON values; `parse` reads it back."""
-        return json.loads(self.model_dump_json())
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the resolved configuration."""
-        return config_digest(self.dump())
-
-    def without_names(self) -> "ExperimentConfig":
-        """What the run computes, whatever its method is called."""
-        method = self.method.model_copy(update={"label": None, "cut": None})
-        return self.model_copy(update={"method": method, "method_key": "", "sweep": None, "plugins": ()})
-
-
-def run_of(record: RunRecord) -> ExperimentConfig:
-    """The run that a record was made by.
-
-    Raises:
-        ConfigError: a configuration that is no longer valid.
-    """
-    return ExperimentConfig.parse(record.config, f"record of {record.method}")
 
 
 def assemble(config: ExperimentConfig, settings: Settings) -> tuple[DeviceSide, ServerSide]:

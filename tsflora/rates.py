@@ -11,7 +11,7 @@ import pandas as pd
 
 from tsflora.data import data_sources
 from tsflora.errors import ConfigError
-from tsflora.experiment import ExperimentConfig
+from tsflora.planned import ExperimentConfig
 from tsflora.records import RunRecord
 from tsflora.study import StudyConfig
 

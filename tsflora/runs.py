@@ -18,8 +18,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tsflora.errors import ConfigError, NumericsError, StorageError, TsfloraError
-from tsflora.experiment import ExperimentConfig, Progress, run
+from tsflora.experiment import Progress, run
 from tsflora.files import check_writable
+from tsflora.planned import ExperimentConfig
 from tsflora.plugins import load_plugins
 from tsflora.records import RunRecord, provenance
 from tsflora.revisions import components_of

@@ -9,10 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from tsflora.config import Key, did_you_mean
 from tsflora.data import AugmentConfig
 from tsflora.errors import ConfigError
-from tsflora.experiment import AnyDataSource, AnyPartition, ExperimentConfig, MethodConfig
 from tsflora.federation import TrainingConfig
 from tsflora.models import BackboneConfig, LoraConfig
 from tsflora.params import read_yaml
+from tsflora.planned import AnyDataSource, AnyPartition, ExperimentConfig, MethodConfig
 from tsflora.plugins import PluginConfig
 from tsflora.sweeps import Seeds, Sweep
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from tsflora.config import Config, did_you_mean
 from tsflora.errors import ConfigError
-from tsflora.experiment import MethodConfig
+from tsflora.planned import MethodConfig
 
 _LONGEST_KEY = 64
 

@@ -5,6 +5,7 @@ back, an `AdapterCodec` adapters. The bytes below are `tsflora.wire`, whose name
 """
 
 from tsflora.compression.adapters import Adapter, AdapterCodec, AdapterEnd, AnyAdapterCodec, adapter_codecs
+from tsflora.compression.attention_mass import AttentionMass
 from tsflora.compression.batch import Seen, Tokens
 from tsflora.compression.codec import AnyCodec, Codec, Draw, Memory, Receiver, Sender, TokenCodec, codecs
 from tsflora.compression.entropy_coded import EntropyCoded
@@ -43,6 +44,7 @@ __all__ = [
     "AnyImageCodec",
     "AnyQuantizer",
     "AnyTokenReducer",
+    "AttentionMass",
     "Codec",
     "Draw",
     "EntropyCoded",

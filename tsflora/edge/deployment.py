@@ -9,9 +9,9 @@ from pydantic import Field
 from tsflora.config import Config
 from tsflora.edge.shape import VitShape
 from tsflora.errors import ConfigError
-from tsflora.experiment import MethodConfig
 from tsflora.federation import Plan
 from tsflora.models import LoraConfig
+from tsflora.planned import MethodConfig
 
 
 class MeasuredError(ConfigError):

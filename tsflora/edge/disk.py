@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from tsflora.edge.deployment import Deployment, entries
-from tsflora.experiment import ExperimentConfig
 from tsflora.federation import TrainingConfig, participants_of
 from tsflora.federation.split import SFLora
+from tsflora.planned import ExperimentConfig
 from tsflora.seeding import torch_generator
 
 _FLOAT_BYTES = 4

@@ -20,8 +20,8 @@ from tsflora.edge.compute import compute_per_image
 from tsflora.edge.deployment import Deployment, MeasuredError, plan_of
 from tsflora.edge.disk import checkpoint_bytes, record_bytes
 from tsflora.edge.shape import VitShape
-from tsflora.experiment import ExperimentConfig, run_of
 from tsflora.federation import Plan, TrainingConfig, participants_of
+from tsflora.planned import ExperimentConfig, run_of
 from tsflora.records import RunRecord
 from tsflora.study import StudyConfig
 

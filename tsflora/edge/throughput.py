@@ -13,8 +13,9 @@ from tsflora.edge.compute import compute_per_image
 from tsflora.edge.deployment import MeasuredError
 from tsflora.edge.sizing import DatasetShape, Rate, dataset_shape, deployment_of, evaluation_flop
 from tsflora.errors import ConfigError
-from tsflora.experiment import ExperimentConfig, start
+from tsflora.experiment import start
 from tsflora.models import BackboneConfig
+from tsflora.planned import ExperimentConfig
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
 

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from tsflora.config import explain
 from tsflora.errors import ConfigError, DataError
-from tsflora.experiment import run_of
 from tsflora.files import write_atomically
+from tsflora.planned import run_of
 from tsflora.records import RunRecord
 from tsflora.report.naming import in_order
 
