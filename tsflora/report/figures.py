@@ -148,7 +148,8 @@ def final_accuracy(
                 percent = 100 * seeds["accuracy"]
                 if n_diverged := int(seeds["diverged"].sum()):
                     said = f"{n_diverged} of {len(seeds)} diverged"
-                    axis.text(percent.max(), place, f" {said}", va="center", fontsize="small", color=style.colour)
+                    across = axis.get_yaxis_transform()
+                    axis.text(0.99, place, said, transform=across, ha="right", va="center", color=style.colour)
                 else:
                     interval = mean_interval(percent)
                     axis.plot([interval.low, interval.high], [place, place], color=style.colour)

@@ -72,6 +72,8 @@ def accuracy_against_traffic(
                     _side_by_side(sending[count].tolist()), sending.to_dict("records"), strict=True
                 ):
                     _point(axis, method, place)
+                if not axis.lines:
+                    axis.text(0.5, 0.5, "runs of every method diverged", transform=axis.transAxes, ha="center")
                 axis.set_xscale("log")
                 axis.xaxis.set_major_locator(LogLocator(subs=_TICKS))
                 axis.xaxis.set_major_formatter(FuncFormatter(lambda mib, _: f"{mib:g}"))
