@@ -21,6 +21,7 @@ def main(
     dataset: Annotated[
         list[str] | None, typer.Option(help="A key of `datasets`; again for each; default: all.")
     ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; again for each; all.")] = None,
     held_back: Annotated[int, typer.Option(min=1, help="Training images to judge on.")] = 1000,
     records_dir: Annotated[Path | None, typer.Option(help="Where the runs' records go.")] = None,
     checkpoint_dir: Annotated[Path | None, typer.Option(help="Where half-finished runs go.")] = None,
@@ -29,7 +30,7 @@ def main(
     with one_line_errors():
         study = StudyConfig.read(params)
         settings = Settings.from_environment(checkpoint_dir=checkpoint_dir)
-        cells = [cell for key in dataset or study.datasets for cell in rate_cells(study, key, rate, held_back)]
+        cells = [cell for key in dataset or study.datasets for cell in rate_cells(study, key, rate, held_back, seed)]
         table = rate_table(run_cells(cells, settings, records_dir))
         write_atomically(output, table.to_csv(index=False, float_format="%.6g").encode())
         print(table.to_string(index=False))

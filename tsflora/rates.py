@@ -20,9 +20,14 @@ REFERENCE = "sflora"
 
 
 def rate_cells(
-    study: StudyConfig, dataset: str, rates: Sequence[float], held_back: int, method: str = REFERENCE
+    study: StudyConfig,
+    dataset: str,
+    rates: Sequence[float],
+    held_back: int,
+    seeds: Sequence[int] | None = None,
+    method: str = REFERENCE,
 ) -> list[ExperimentConfig]:
-    """The reference's runs at each rate, on all partitions and seeds of the study.
+    """The reference's runs at each rate, on all partitions of the study and these of its seeds; None takes them all.
 
     Raises:
         ConfigError: a data set or method that the study does not have, no rates, or one that is not positive.
@@ -30,7 +35,7 @@ def rate_cells(
     if not rates:
         raise ConfigError("rates: given none; allowed: one or more positive numbers")
     cells = []
-    for cell in study.cells(dataset, [method]):
+    for cell in study.cells(dataset, [method], seeds=seeds):
         source = data_sources.build({**cell.dataset.model_dump(), "held_back": held_back})
         for rate in rates:
             optimizer = type(cell.training.optimizer).parse({**cell.training.optimizer.model_dump(), "lr": rate})
