@@ -25,6 +25,7 @@ from tsflora.data import tasks
 from tsflora.errors import ConfigError, FrameError, NumericsError
 from tsflora.experiment import assemble, run
 from tsflora.federation import Dropped, Plan, schedulers
+from tsflora.report import plans_frame, plans_table
 from tsflora.seeding import torch_generator
 
 N_PATCHES, DIM, BATCH = 9, 6, 4
@@ -245,7 +246,13 @@ def test_a_scheduled_round_is_recorded_and_its_plans_are_counted(settings):
         assert entry.downlink_bytes["control"] > 0
         counts = [device.plan["codec"]["tokens"]["n_tokens"] for device in present if device.plan]
         assert len(set(counts)) == len(counts) > 1
+    frame = plans_frame([record]).set_index("plan")
+    assert frame["device_rounds"].sum() == sum(len(entry.participants) for entry in record.history)
+    assert frame.loc["dropped", "uplink_mib"] == 0
+    assert frame.loc["n_tokens 50", "uplink_mib"] > frame.loc["n_tokens 39", "uplink_mib"] > 0
+    assert plans_table([record])["Plan"].tolist() == frame.index.tolist()
     plain = run(small_config(TSFLORA), settings)
+    assert plans_table([plain]).empty
     assert "control" not in plain.final.downlink_bytes
     assert all(device.plan is None for entry in plain.history for device in entry.devices)
 

@@ -26,6 +26,7 @@ from tsflora.report.figures import accuracy_by_bytes, accuracy_by_round, bytes_p
 from tsflora.report.naming import METHODS, REFERENCE, partition_label
 from tsflora.report.output import Output
 from tsflora.report.paper import compression_ratio, paper_frame, token_saving
+from tsflora.report.plans import plans_frame, plans_table
 from tsflora.report.setting import setting, setting_sentence
 from tsflora.report.statistics import Interval, PairedDifference, mean_interval, paired_difference
 from tsflora.report.style import COLUMN_IN, DOUBLE_COLUMN_IN, MethodStyle, save_figure, style_of, theme
@@ -98,6 +99,8 @@ __all__ = [
     "paper_deployment",
     "paper_frame",
     "partition_label",
+    "plans_frame",
+    "plans_table",
     "read_jsonl",
     "rounds_frame",
     "runs_frame",
