@@ -14,7 +14,6 @@ from tsflora.edge.sizing import (
     DatasetShape,
     Rate,
     RunSize,
-    against_records,
     checkpoint_bytes,
     dataset_shape,
     deployment_of,
@@ -27,9 +26,9 @@ from tsflora.edge.sizing import (
     size_study,
 )
 from tsflora.edge.sizing import test_set_passes as passes  # its name would make pytest collect it
-from tsflora.edge.throughput import measure, measure_study, workers_of
+from tsflora.edge.throughput import measure, measure_study
 from tsflora.errors import ConfigError
-from tsflora.experiment import run, run_of, start
+from tsflora.experiment import run, start
 from tsflora.federation import TrainingConfig, participants_of
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
@@ -222,23 +221,3 @@ def test_what_depends_on_the_data_is_left_out_aloud(caplog):
 def test_no_steps_is_an_error():
     with pytest.raises(ConfigError, match="n_steps: given 0; allowed: 1 or more"):
         measure(cell(), SHAPE, 0, Settings(device="cpu"))
-
-
-def test_workers_are_those_of_a_study(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 12)
-    assert workers_of(Settings(device="cpu")) == 12
-    assert workers_of(Settings(device="cpu", workers=3)) == 3
-
-
-@pytest.mark.parametrize("method", ["local", "compressed"])
-def test_records_of_done_runs_are_held_against_the_prediction(settings, method):
-    planned = cell(method, training=training(rounds=1, batch_size=12))
-    record = run(planned, settings)
-    assert run_of(record) == planned
-    table = against_records([record, record], {"under_test": Rate(1e9, 1e9)})
-    sized = size_run(planned, SHAPE)
-    (row,) = table.to_dict("records")
-    assert row["training, predicted s"] == pytest.approx(sized.train_flop / 1e9)
-    assert row["evaluation, predicted s"] == pytest.approx(sized.evaluate_flop / 1e9)
-    assert row["training, recorded s"] == record.history[0].seconds["train"]
-    assert row["evaluation, recorded s"] == record.history[0].seconds["evaluate"]

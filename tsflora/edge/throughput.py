@@ -1,7 +1,6 @@
 """How fast this machine runs the real training loop, counted in the FLOPs of `tsflora.edge.sizing`."""
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,11 +77,6 @@ def measure_study(
         except MeasuredError as error:
             _log.warning("left out: %s: %s", cell.method_key, error)
     return rates
-
-
-def workers_of(settings: Settings) -> int:
-    """How many runs `study.run_cells` works on at once."""
-    return settings.workers or (os.cpu_count() or 1 if settings.torch_device().type == "cpu" else 1)
 
 
 def _now(where: torch.device) -> float:
