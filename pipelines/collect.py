@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from command import one_line_errors
 
+from tsflora.analysis.runs import load_records, write_jsonl
 from tsflora.errors import ConfigError, DataError
 from tsflora.experiment import run_of
 from tsflora.records import RunRecord
-from tsflora.report import load_records, write_jsonl
 from tsflora.study import StudyConfig
 
 

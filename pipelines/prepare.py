@@ -75,7 +75,7 @@ def records(
     A stage takes a record only if everything that its numbers depend on is the same; any other is run again.
     """
     # The report brings plotting and statistics along, which the other commands need not wait for.
-    from tsflora.report.collection import read_jsonl
+    from tsflora.analysis.runs.collection import read_jsonl
 
     with one_line_errors():
         study = StudyConfig.read(params)

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 from command import one_line_errors
 
+from tsflora.analysis.page.page import Runs, build_page
+from tsflora.analysis.runs.collection import read_jsonl
+from tsflora.analysis.runs.setting import setting
 from tsflora.files import write_atomically
-from tsflora.report.collection import read_jsonl
-from tsflora.report.page import Runs, build_page
-from tsflora.report.setting import setting
 from tsflora.study import StudyConfig
 
 

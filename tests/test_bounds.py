@@ -7,10 +7,9 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from tsflora import report
-from tsflora.report import bounds
-from tsflora.report.style import COLUMN_IN, TOKEN_MARKERS
-from tsflora.theory import ConvergenceBound, Problem, solve
+from tsflora.analysis import figures, runs, tables
+from tsflora.analysis.figures.style import COLUMN_IN, TOKEN_MARKERS
+from tsflora.analysis.theory import ConvergenceBound, Problem, solve
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +45,7 @@ def lines(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[float
 
 @pytest.mark.parametrize("width_in", [7.0, COLUMN_IN])
 def test_distortion_draws_measured_and_bounds(width_in):
-    figure = bounds.distortion(rows(), width_in)
+    figure = figures.distortion(rows(), width_in)
     selection, rounding = lines(figure, 0), lines(figure, 1)
     assert selection["measured"] == ([10, 30], [0.4, 0.2]), "50 tokens distort nothing, and log axes know no zero"
     assert selection["bound, diameter"][1] == [0.8, 0.4]
@@ -56,7 +55,7 @@ def test_distortion_draws_measured_and_bounds(width_in):
 
 
 def test_perturbation_is_relative_to_the_gradient_with_a_bound_on_the_left_only():
-    figure = bounds.perturbation(rows())
+    figure = figures.perturbation(rows())
     left, right = lines(figure, 0), lines(figure, 1)
     assert left["2 bits"][1] == pytest.approx([(0.1 * (51 - n) + 1 / 16) / 2 for n in (10, 30, 50)])
     assert right["8 bits"][1] == pytest.approx([(0.2 * (51 - n) + 4.0**-8) / 2 for n in (10, 30, 50)])
@@ -66,12 +65,12 @@ def test_perturbation_is_relative_to_the_gradient_with_a_bound_on_the_left_only(
 
 def test_where_the_prediction_fails_the_note_counts_it():
     high = rows().assign(perturbation_bound=lambda frame: 0.9 * frame["scattered_perturbation"])
-    assert "above it in 6 of 6 settings" in bounds.perturbation(high)._supxlabel.get_text().replace("\n", " ")
-    assert "above it in 0 of 6 settings" in bounds.perturbation(rows())._supxlabel.get_text().replace("\n", " ")
+    assert "above it in 6 of 6 settings" in figures.perturbation(high)._supxlabel.get_text().replace("\n", " ")
+    assert "above it in 0 of 6 settings" in figures.perturbation(rows())._supxlabel.get_text().replace("\n", " ")
 
 
 def test_the_table_of_bounds_is_relative_to_what_is_changed():
-    table = bounds.bounds_table(rows())
+    table = tables.bounds_table(rows())
     (row,) = table[(table["", "Tokens"] == 30) & (table["", "Bits"] == 2)].to_dict("records")
     assert row["Lemma 1, selection", "measured"] == "0.200"
     assert row["Lemma 2, rounding", "bound"] == "0.188"
@@ -83,23 +82,23 @@ def test_a_plan_stands_beside_what_training_measured():
     problem = Problem(2, 8, lambda _cut, n, bits: n + bits, 2 * 30 * 8 * 4, {2: 2**20}, {"phone": 2**20})
     plan = solve(problem, [2], [10, 30], [4, 8])
     accuracies = settings({(10, 4): {"accuracy": 0.5}, (30, 8): {"accuracy": 0.75}})
-    table = bounds.plan_table(plan, pd.concat([accuracies, accuracies])).set_index(["Tokens", "Bits"])
+    table = tables.plan_table(plan, pd.concat([accuracies, accuracies])).set_index(["Tokens", "Bits"])
     assert table["Accuracy (%)"].to_dict() == {(10, 4): "50.0 (2)", (10, 8): "–", (30, 4): "–", (30, 8): "75.0 (2)"}
     assert table[""].to_dict() == {(10, 4): "chosen", (10, 8): "", (30, 4): "", (30, 8): "uplink"}
     assert table.loc[(30, 8), "Device memory (MiB)"] == "1.0"
 
 
 def test_accuracies_are_of_what_the_prediction_is_about():
-    runs = report.read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete
-    found = bounds.accuracies_of(runs, "digits", "iid")
+    done = runs.read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete
+    found = runs.accuracies_of(done, "digits", "iid")
     assert set(found["selection"]) == {"all", "top_k_merge"}
     assert set(found["merge"].dropna()) == {"attention"}
-    assert len(bounds.accuracies_of(runs, "digits", "dirichlet_0.5")) < len(found)
-    assert bounds.accuracies_of(runs, "cifar10", "iid").empty
+    assert len(runs.accuracies_of(done, "digits", "dirichlet_0.5")) < len(found)
+    assert runs.accuracies_of(done, "cifar10", "iid").empty
 
 
 def test_convergence_stacks_the_four_terms():
-    figure = bounds.convergence({"a": ConvergenceBound(1.0, 2.0, 3.0, 4.0), "b": ConvergenceBound(0.0, 0.0, 0.0, 5.0)})
+    figure = figures.convergence({"a": ConvergenceBound(1.0, 2.0, 3.0, 4.0), "b": ConvergenceBound(0.0, 0.0, 0.0, 5.0)})
     bars = figure.axes[0].patches
     assert [bar.get_width() for bar in bars] == [1, 0, 2, 0, 3, 0, 4, 5]
     assert max(bar.get_x() + bar.get_width() for bar in bars) == 10
@@ -117,20 +116,20 @@ def test_ranking_is_spearmans_over_mean_accuracies():
         {(10, 8): {"accuracy": 0.5}, (20, 8): {"accuracy": 0.6}, (30, 8): {"accuracy": 0.7}, (40, 8): {"accuracy": 0.1}}
     )
     again = measured.assign(accuracy=measured["accuracy"] + 0.1)
-    joined, correlation = bounds.ranking(predicted, pd.concat([measured, again]))
+    joined, correlation = tables.ranking(predicted, pd.concat([measured, again]))
     assert correlation == pytest.approx(-1)
     assert joined["mean"].tolist() == pytest.approx([0.75, 0.65, 0.55])
     assert joined["count"].tolist() == [2, 2, 2]
-    _, swapped = bounds.ranking(predicted, measured.assign(accuracy=1 - measured["accuracy"]))
+    _, swapped = tables.ranking(predicted, measured.assign(accuracy=1 - measured["accuracy"]))
     assert swapped == pytest.approx(1)
-    axis = bounds.ranking_figure(joined, correlation).axes[0]
+    axis = figures.ranking_figure(joined, correlation).axes[0]
     assert [bar.lines[0].get_ydata() for bar in axis.containers] == pytest.approx([75, 65, 55])
     assert [bar.lines[0].get_marker() for bar in axis.containers] == [TOKEN_MARKERS[n] for n in (30, 20, 10)]
 
 
 def test_without_runs_the_ranking_says_so():
     predicted = settings({(10, 8): {"perturbation": 3.0}})
-    joined, correlation = bounds.ranking(predicted, settings({(9, 8): {"accuracy": 0.5}}))
+    joined, correlation = tables.ranking(predicted, settings({(9, 8): {"accuracy": 0.5}}))
     assert math.isnan(correlation)
-    figure = bounds.ranking_figure(joined, correlation)
+    figure = figures.ranking_figure(joined, correlation)
     assert "no runs" in figure.axes[0].texts[0].get_text()

@@ -10,8 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from tsflora.compression import TokenReducer, Tokens, token_reducers
-from tsflora.edge.compute import (
+from tsflora.analysis.costs.compute import (
     Compute,
     backbone_forward_macs,
     block_macs,
@@ -19,8 +18,9 @@ from tsflora.edge.compute import (
     compute_per_image,
     embedding_macs,
 )
-from tsflora.edge.deployment import Deployment, Workload, plan_of
-from tsflora.edge.shape import VitShape
+from tsflora.analysis.costs.deployment import Deployment, Workload, plan_of
+from tsflora.analysis.costs.shape import VitShape
+from tsflora.compression import TokenReducer, Tokens, token_reducers
 from tsflora.errors import ConfigError
 from tsflora.experiment import MethodConfig
 from tsflora.federation import Plan

@@ -13,29 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tsflora.edge import TESTBED, Deployment, DeviceClass, VitShape, Workload, device_memory, plan_of, traffic
-from tsflora.errors import ConfigError
-from tsflora.models import LoraConfig
-from tsflora.models.micro import MICRO_NAME
-from tsflora.report.cost_figures import (
-    accuracy_by_latency,
-    communication_by_method,
-    communication_by_settings,
-    latency_by_method,
-    latency_by_uplink,
-    memory_by_method,
-)
-from tsflora.report.cost_settings import at_setting, pareto_front, settings_grid, with_latency
-from tsflora.report.cost_tables import (
-    headline_numbers,
-    headline_table,
-    latency_table,
-    paper_deployment,
-    table_one,
-    table_one_numbers,
-    table_two,
-)
-from tsflora.report.costs import (
+from tsflora.analysis.costs import TESTBED, Deployment, DeviceClass, VitShape, Workload, device_memory, plan_of, traffic
+from tsflora.analysis.costs.cases import (
     PHASES,
     Case,
     Scenario,
@@ -45,10 +24,31 @@ from tsflora.report.costs import (
     latency_frame,
     phases_s,
 )
-from tsflora.report.naming import METHODS
-from tsflora.report.paper import paper_value
-from tsflora.report.style import COLUMN_IN, DOUBLE_COLUMN_IN
-from tsflora.report.writers import write_table
+from tsflora.analysis.costs.grid import at_setting, pareto_front, settings_grid, with_latency
+from tsflora.analysis.figures.costs import (
+    accuracy_by_latency,
+    communication_by_method,
+    communication_by_settings,
+    latency_by_method,
+    latency_by_uplink,
+    memory_by_method,
+)
+from tsflora.analysis.figures.style import COLUMN_IN, DOUBLE_COLUMN_IN
+from tsflora.analysis.paper import paper_value
+from tsflora.analysis.runs.naming import METHODS
+from tsflora.analysis.tables.costs import (
+    headline_numbers,
+    headline_table,
+    latency_table,
+    paper_deployment,
+    table_one,
+    table_one_numbers,
+    table_two,
+)
+from tsflora.analysis.tables.writers import write_table
+from tsflora.errors import ConfigError
+from tsflora.models import LoraConfig
+from tsflora.models.micro import MICRO_NAME
 from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parents[1]

@@ -5,9 +5,9 @@ import pytest
 from conftest import small_config
 from factories import make_record
 
-from tsflora import report
+from tsflora.analysis import figures, runs, tables
+from tsflora.analysis.runs.coverage import coverage, coverage_sentence
 from tsflora.experiment import ExperimentConfig
-from tsflora.report.coverage import coverage, coverage_sentence
 from tsflora.study import StudyConfig
 
 
@@ -144,7 +144,7 @@ def test_failed_runs_are_named_with_their_error_unless_they_succeeded_later(retr
 
 # tables and figures of a study that is not finished
 
-FIGURES = [report.accuracy_by_round, report.accuracy_by_bytes, report.bytes_per_round, report.final_accuracy]
+FIGURES = [figures.accuracy_by_round, figures.accuracy_by_bytes, figures.bytes_per_round, figures.final_accuracy]
 
 
 def methods_of(cells):
@@ -153,25 +153,25 @@ def methods_of(cells):
 
 @pytest.mark.parametrize("draw", FIGURES)
 def test_a_figure_of_no_runs_is_a_sentence(draw):
-    figure = draw([], report.COLUMN_IN)
+    figure = draw([], figures.COLUMN_IN)
     assert [text.get_text() for text in figure.texts] == ["No runs yet."]
-    assert figure.get_figwidth() == report.COLUMN_IN
+    assert figure.get_figwidth() == figures.COLUMN_IN
 
 
 def test_tables_of_no_runs_say_so_and_can_be_written(tmp_path):
-    tables = {
-        "accuracy": (report.accuracy_table([]), report.accuracy_means([]), "No runs yet."),
-        "traffic": (report.traffic_table([]), report.traffic_means([]), "No runs yet."),
+    written = {
+        "accuracy": (tables.accuracy_table([]), runs.accuracy_means([]), "No runs yet."),
+        "traffic": (tables.traffic_table([]), runs.traffic_means([]), "No runs yet."),
         "differences": (
-            report.difference_table([]),
-            report.accuracy_differences([]),
+            tables.difference_table([]),
+            runs.accuracy_differences([]),
             "No runs of the reference sflora yet, so no differences.",
         ),
     }
-    for name, (table, raw, sentence) in tables.items():
+    for name, (table, raw, sentence) in written.items():
         assert table.empty
         assert raw.empty
-        csv, markdown, latex = report.write_table(table, tmp_path / name, raw)
+        csv, markdown, latex = tables.write_table(table, tmp_path / name, raw)
         assert csv.read_text().startswith("dataset,partition,method,label")
         assert sentence in markdown.read_text()
         assert sentence in latex.read_text()
@@ -181,28 +181,28 @@ def test_a_planned_column_without_runs_has_its_place():
     cells = methods_of(plan())
     inside = [cell for cell in cells if cell.dataset_name == "a" and cell.partition_name == "iid" and cell.seed < 2]
     records = done([cell for cell in inside if not (cell.method_key == "sflora" and cell.seed == 1)])
-    table = report.accuracy_table(records, planned=cells)
+    table = tables.accuracy_table(records, planned=cells)
     assert table.columns.tolist() == [(name, side) for name in "ab" for side in ("IID", "Dirichlet(0.5)")]
     assert table.to_numpy().tolist() == [
         ["50.0 (1/3)", "– (0/3)", "– (0/3)", "– (0/3)"],
         ["50.0 ± 0.0 (2/3)", "– (0/3)", "– (0/3)", "– (0/3)"],
     ]
-    differences = report.difference_table(records, planned=cells)
+    differences = tables.difference_table(records, planned=cells)
     assert differences.columns.tolist() == table.columns.tolist()
     assert differences.index.tolist() == ["TSFLora"]
     assert differences.to_numpy().tolist() == [["0.0 (1) untested", "–", "–", "–"]]
-    assert report.accuracy_table([], planned=cells).to_numpy().tolist() == [["– (0/3)"] * 4] * 2
+    assert tables.accuracy_table([], planned=cells).to_numpy().tolist() == [["– (0/3)"] * 4] * 2
     # What was run and not planned is shown too, and counts nothing.
     extra = make_record("fed_lora", dataset="a")
-    assert report.accuracy_table([*records, extra], planned=cells).loc["FedLoRA"].tolist() == ["50.0 (1)", *["–"] * 3]
+    assert tables.accuracy_table([*records, extra], planned=cells).loc["FedLoRA"].tolist() == ["50.0 (1)", *["–"] * 3]
 
 
 def test_a_complete_study_has_the_same_tables_with_and_without_its_plan():
     cells = methods_of(plan())
     records = done(cells)
     for with_plan, without in (
-        (report.accuracy_table(records, planned=cells), report.accuracy_table(records, planned_seeds=3)),
-        (report.difference_table(records, planned=cells), report.difference_table(records)),
+        (tables.accuracy_table(records, planned=cells), tables.accuracy_table(records, planned_seeds=3)),
+        (tables.difference_table(records, planned=cells), tables.difference_table(records)),
     ):
         pd.testing.assert_frame_equal(with_plan, without)
 
@@ -211,13 +211,13 @@ def test_differences_wait_for_their_reference():
     cells = methods_of(plan())
     lacking = [cell for cell in cells if cell.method_key != "sflora"]
     records = done(lacking)
-    assert report.accuracy_differences(records).empty
-    table = report.difference_table(records, planned=cells)
+    assert runs.accuracy_differences(records).empty
+    table = tables.difference_table(records, planned=cells)
     assert table.columns.tolist() == ["No runs of the reference sflora yet, so no differences."]
-    assert report.traffic_table(records)["Reduction vs sflora", "total"].tolist() == ["–"] * 4
+    assert tables.traffic_table(records)["Reduction vs sflora", "total"].tolist() == ["–"] * 4
     half = done([cell for cell in cells if cell.method_key != "sflora" or cell.dataset_name == "a"])
-    assert {name for name, _ in report.difference_table(half).columns} == {"a"}
-    assert report.difference_table(half, planned=cells)["b"].to_numpy().tolist() == [["–", "–"]]
+    assert {name for name, _ in tables.difference_table(half).columns} == {"a"}
+    assert tables.difference_table(half, planned=cells)["b"].to_numpy().tolist() == [["–", "–"]]
 
 
 @pytest.mark.parametrize("draw", FIGURES)
@@ -227,4 +227,4 @@ def test_figures_of_a_ragged_study_are_drawn(draw):
         make_record("fed_lora", dataset="a", seed=1, accuracies=[None, 0.2], uplink_bytes={}),
         make_record("mine", dataset="b", partition="dirichlet_0.5", uplink_bytes={}, downlink_bytes={}),
     ]
-    draw(records, report.COLUMN_IN).draw_without_rendering()
+    draw(records, figures.COLUMN_IN).draw_without_rendering()

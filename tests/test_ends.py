@@ -10,6 +10,8 @@ from conftest import small_config
 from methods import TSFLORA
 from test_components import check_component, examples
 
+from tsflora.analysis.runs import plans_frame
+from tsflora.analysis.tables import plans_table
 from tsflora.compression import (
     Kind,
     Seen,
@@ -25,7 +27,6 @@ from tsflora.data import tasks
 from tsflora.errors import ConfigError, FrameError, NumericsError
 from tsflora.experiment import assemble, run
 from tsflora.federation import Dropped, Plan, schedulers
-from tsflora.report import plans_frame, plans_table
 from tsflora.seeding import torch_generator
 
 N_PATCHES, DIM, BATCH = 9, 6, 4

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsflora.edge.latency import (
+from tsflora.analysis.costs.latency import (
     FAST,
     MEMORY_LINE_BYTES,
     MIDDLE,
@@ -19,7 +19,7 @@ from tsflora.edge.latency import (
     Work,
     round_latency,
 )
-from tsflora.edge.radio import MBPS, Link
+from tsflora.analysis.costs.radio import MBPS, Link
 from tsflora.errors import ConfigError
 
 ONE = Accelerator(name="one", peak_flop_per_s=2e12, utilisation=0.5, memory_bytes=10**10)

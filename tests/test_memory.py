@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tsflora.analysis.costs.activations import front_bytes, kept_bytes, step_bytes
+from tsflora.analysis.costs.deployment import Deployment, Workload
+from tsflora.analysis.costs.memory import Memory, MemoryConfig, device_memory, server_memory
+from tsflora.analysis.costs.shape import VitShape
 from tsflora.compression import Tokens, token_reducers
-from tsflora.edge.activations import front_bytes, kept_bytes, step_bytes
-from tsflora.edge.deployment import Deployment, Workload
-from tsflora.edge.memory import Memory, MemoryConfig, device_memory, server_memory
-from tsflora.edge.shape import VitShape
 from tsflora.errors import ConfigError
 from tsflora.experiment import MethodConfig
 from tsflora.federation.training import OptimizerConfig
@@ -273,7 +273,7 @@ def test_a_shard_smaller_than_a_batch_is_the_batch() -> None:
 def test_the_environment_does_not_choose_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     from timm.layers import set_fused_attn
 
-    from tsflora.edge import activations
+    from tsflora.analysis.costs import activations
 
     def measured() -> list[Memory]:
         activations.parts.cache_clear()

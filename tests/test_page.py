@@ -24,12 +24,12 @@ from test_pipeline import ROOT, script
 from test_study import study_values
 from typer.testing import CliRunner
 
+from tsflora.analysis.figures.style import save_figure
+from tsflora.analysis.page.embedding import embed_figure, embed_table
+from tsflora.analysis.page.items import Item, add_item, read_sections, write_items
+from tsflora.analysis.page.page import Runs, build_page, provenance_facts
+from tsflora.analysis.tables.writers import write_table
 from tsflora.errors import ConfigError, DataError
-from tsflora.report.embedding import embed_figure, embed_table
-from tsflora.report.items import Item, add_item, read_sections, write_items
-from tsflora.report.page import Runs, build_page, provenance_facts
-from tsflora.report.style import save_figure
-from tsflora.report.writers import write_table
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"

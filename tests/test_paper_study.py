@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from papermill.parameterize import parameterize_notebook
 from PIL import Image
 
-from tsflora.edge import VitShape
+from tsflora.analysis.costs import VitShape
 from tsflora.errors import ConfigError
 from tsflora.study import StudyConfig
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from numpy.testing import assert_array_equal
 
+from tsflora.analysis.tour import anatomy, pictures
 from tsflora.compression import (
     Kind,
     Section,
@@ -24,7 +25,6 @@ from tsflora.compression import (
 )
 from tsflora.data import to_input
 from tsflora.errors import DataError, FrameError
-from tsflora.report import anatomy, pictures
 from tsflora.seeding import torch_generator
 
 REDUCERS = [

@@ -20,8 +20,8 @@ from factories import make_record
 from test_study import study_values
 
 from tsflora import runs
+from tsflora.analysis.runs import read_jsonl
 from tsflora.errors import NumericsError
-from tsflora.report import read_jsonl
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

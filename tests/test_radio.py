@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsflora.edge.radio import MBPS, Channel, Link, dbm_to_watt, shannon_bps, transfer_s
+from tsflora.analysis.costs.radio import MBPS, Channel, Link, dbm_to_watt, shannon_bps, transfer_s
 from tsflora.errors import ConfigError
 
 MIB = 2**20

@@ -10,13 +10,13 @@ from factories import LABELS, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsflora import report
+from tsflora.analysis import figures, paper, runs, tables
+from tsflora.analysis.paper import VALUES
+from tsflora.analysis.runs.naming import in_order, significant_digits
 from tsflora.errors import ConfigError, DataError, StorageError
 from tsflora.records import RunRecord
-from tsflora.report.naming import in_order, significant_digits
-from tsflora.report.paper import VALUES
 
-FIGURES = [report.accuracy_by_round, report.accuracy_by_bytes, report.bytes_per_round, report.final_accuracy]
+FIGURES = [figures.accuracy_by_round, figures.accuracy_by_bytes, figures.bytes_per_round, figures.final_accuracy]
 
 
 def study(methods=tuple(LABELS), partitions=("iid", "dirichlet_0.5"), seeds=(0, 1), rounds=3):
@@ -47,14 +47,14 @@ def _no_open_figures():
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(DataError, match="no run records"):
-            report.load_records(folder)
+            runs.load_records(folder)
 
 
 def test_failed_runs_are_kept_apart_and_logged(tmp_path, caplog):
     make_record(seed=1).write(tmp_path / "deep" / "er" / "a.json")
     make_record(seed=0, status="failed", error="NumericsError: round 2", accuracies=[]).write(tmp_path / "b.json")
     with caplog.at_level(logging.WARNING):
-        records = report.load_records(tmp_path)
+        records = runs.load_records(tmp_path)
     assert [run.seed for run in records.complete] == [1]
     assert [run.error for run in records.failed] == ["NumericsError: round 2"]
     assert "NumericsError: round 2" in caplog.text
@@ -64,15 +64,15 @@ def test_a_damaged_file_is_never_skipped(tmp_path):
     make_record().write(tmp_path / "a.json")
     (tmp_path / "b.json").write_text("{")
     with pytest.raises(DataError, match=r"b\.json"):
-        report.load_records(tmp_path)
+        runs.load_records(tmp_path)
 
 
 def test_jsonl_returns_what_was_written_in_report_order(tmp_path):
     records = [*study(), make_record("sflora", seed=7, status="failed", error="x")]
-    report.write_jsonl(records, tmp_path / "runs.jsonl")
-    report.write_jsonl(records[::-1], tmp_path / "again.jsonl")
+    runs.write_jsonl(records, tmp_path / "runs.jsonl")
+    runs.write_jsonl(records[::-1], tmp_path / "again.jsonl")
     assert (tmp_path / "runs.jsonl").read_bytes() == (tmp_path / "again.jsonl").read_bytes()
-    back = report.read_jsonl(tmp_path / "runs.jsonl")
+    back = runs.read_jsonl(tmp_path / "runs.jsonl")
     assert back.complete == in_order(study())
     assert [run.seed for run in back.failed] == [7]
 
@@ -85,16 +85,16 @@ def test_a_damaged_line_is_named_and_not_printed_whole(tmp_path, line, expected)
     good = json.dumps(make_record().model_dump(mode="json"))
     (tmp_path / "runs.jsonl").write_text(f"{good}\n{line}\n")
     with pytest.raises(DataError, match=expected) as caught:
-        report.read_jsonl(tmp_path / "runs.jsonl")
+        runs.read_jsonl(tmp_path / "runs.jsonl")
     assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
 def test_a_missing_or_empty_jsonl_is_refused(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
-        report.read_jsonl(tmp_path / "none.jsonl")
-    report.write_jsonl([], tmp_path / "empty.jsonl")
+        runs.read_jsonl(tmp_path / "none.jsonl")
+    runs.write_jsonl([], tmp_path / "empty.jsonl")
     with pytest.raises(DataError, match="holds no run records"):
-        report.read_jsonl(tmp_path / "empty.jsonl")
+        runs.read_jsonl(tmp_path / "empty.jsonl")
 
 
 # frames
@@ -113,7 +113,7 @@ def test_a_missing_or_empty_jsonl_is_refused(tmp_path):
 )
 def test_what_cannot_be_reported_is_refused(records, expected):
     with pytest.raises(DataError, match=expected):
-        report.runs_frame(records)
+        runs.runs_frame(records)
 
 
 def test_one_run_is_summed_by_hand():
@@ -124,7 +124,7 @@ def test_one_run_is_summed_by_hand():
         downlink_bytes={"gradients": 2**21, "adapters": 2**20},
         participants=(4, 7, 9),
     )
-    row = report.runs_frame([record]).iloc[0]
+    row = runs.runs_frame([record]).iloc[0]
     assert (row["accuracy"], row["rounds"], row["device_rounds"]) == (0.25, 2, 6)
     assert (row["uplink_bytes"], row["downlink_bytes"]) == (2 * (3 * 2**20 + 1024), 6 * 2**20)
     assert row["total_bytes"] == row["uplink_bytes"] + row["downlink_bytes"]
@@ -133,11 +133,11 @@ def test_one_run_is_summed_by_hand():
     assert row["uplink_mib_per_device_round"] == 1 + 1 / 3 / 1024
     assert row["downlink_mib_per_device_round"] == 1
 
-    rounds = report.rounds_frame([record])
+    rounds = runs.rounds_frame([record])
     assert rounds["cumulative_mib"].tolist() == [6 + 1 / 1024, 12 + 2 / 1024]
     assert rounds["accuracy"].tolist() == [0.3, 0.25]
 
-    parts = report.bytes_frame([record]).set_index(["direction", "kind"])
+    parts = runs.bytes_frame([record]).set_index(["direction", "kind"])
     assert parts.loc[("uplink", "activations"), "mib_per_device_round"] == 1
     assert parts.loc[("uplink", "headers"), "bytes_per_round"] == 960
     assert parts.loc[("downlink", "adapters"), "bytes_per_round"] == 2**20
@@ -145,13 +145,13 @@ def test_one_run_is_summed_by_hand():
 
 
 def test_a_round_without_evaluation_is_not_a_zero():
-    rounds = report.rounds_frame([make_record(accuracies=[None, 0.4])])
+    rounds = runs.rounds_frame([make_record(accuracies=[None, 0.4])])
     assert np.isnan(rounds["accuracy"].iloc[0])
 
 
 def test_rows_do_not_depend_on_the_order_of_records():
     records = study()
-    for frame in (report.runs_frame, report.rounds_frame, report.bytes_frame):
+    for frame in (runs.runs_frame, runs.rounds_frame, runs.bytes_frame):
         pd.testing.assert_frame_equal(frame(records), frame(records[::-1]))
 
 
@@ -163,11 +163,11 @@ def test_accuracy_cells_by_hand():
     records = [make_record("sflora", seed=seed, accuracies=[value]) for seed, value in enumerate((0.5, 0.6, 0.7))]
     records += [make_record("fed_lora", seed=0, accuracies=[0.4251])]
     records += [make_record("sflora", seed=seed, accuracies=[0.25], partition="dirichlet_0.5") for seed in (0, 1)]
-    table = report.accuracy_table(records)
+    table = tables.accuracy_table(records)
     assert table.columns.tolist() == [("digits", "IID"), ("digits", "Dirichlet(0.5)")]
     assert table.index.tolist() == ["FedLoRA", "SFLora"]
     assert table.to_numpy().tolist() == [["42.5 (1)", "–"], ["60.0 ± 24.8 (3)", "25.0 ± 0.0 (2)"]]
-    planned = report.accuracy_table(records, planned_seeds=3)
+    planned = tables.accuracy_table(records, planned_seeds=3)
     assert planned.to_numpy().tolist() == [["42.5 (1/3)", "–"], ["60.0 ± 24.8 (3)", "25.0 ± 0.0 (2/3)"]]
 
 
@@ -176,12 +176,12 @@ def test_no_mean_and_no_interval_stands_over_runs_that_diverged():
     bad = [lost(make_record("fed_lora", seed=seed, accuracies=[0.1]), 9.0) for seed in (0, 1)]
     records = [*good, *bad, make_record("fed_lora", seed=2, accuracies=[0.88])]
     assert [run.diverged for run in records] == [False] * 3 + [True] * 2 + [False]
-    assert report.accuracy_table(records).to_numpy().tolist() == [["2 of 3 diverged"], ["90.0 ± 0.0 (3)"]]
-    means = report.accuracy_means(records).set_index("method")
+    assert tables.accuracy_table(records).to_numpy().tolist() == [["2 of 3 diverged"], ["90.0 ± 0.0 (3)"]]
+    means = runs.accuracy_means(records).set_index("method")
     assert means.loc["fed_lora", ["mean", "low", "high"]].isna().all()
     assert means["diverged"].to_dict() == {"fed_lora": 2, "sflora": 0}
-    assert report.difference_table(records).to_numpy().tolist() == [["2 of 3 pairs diverged"]]
-    assert report.accuracy_differences(records)["difference"].isna().all()
+    assert tables.difference_table(records).to_numpy().tolist() == [["2 of 3 pairs diverged"]]
+    assert runs.accuracy_differences(records)["difference"].isna().all()
     assert not lost(make_record(accuracies=[0.1]), 2.3).diverged, "a guess costs ln 10 = 2.303"
 
 
@@ -191,15 +191,15 @@ def lost(record, loss):
 
 
 def test_methods_stand_in_the_order_of_the_paper_then_by_name():
-    records = [make_record(method) for method in ("zeta", *reversed(report.METHODS), "alpha")]
-    assert report.accuracy_table(records).index.tolist() == [*LABELS.values(), "alpha", "zeta"]
-    assert report.runs_frame(records)["method"].tolist() == [*report.METHODS, "alpha", "zeta"]
-    assert report.traffic_table(records)["", "Method"].tolist() == [*LABELS.values(), "alpha", "zeta"]
+    records = [make_record(method) for method in ("zeta", *reversed(runs.METHODS), "alpha")]
+    assert tables.accuracy_table(records).index.tolist() == [*LABELS.values(), "alpha", "zeta"]
+    assert runs.runs_frame(records)["method"].tolist() == [*runs.METHODS, "alpha", "zeta"]
+    assert tables.traffic_table(records)["", "Method"].tolist() == [*LABELS.values(), "alpha", "zeta"]
 
 
 def test_data_sets_stand_apart():
     records = [make_record(dataset="b", partition="shards_2"), make_record(dataset="a"), make_record(dataset="b")]
-    columns = report.accuracy_table(records).columns.tolist()
+    columns = tables.accuracy_table(records).columns.tolist()
     assert columns == [("a", "IID"), ("b", "IID"), ("b", "shards_2")]
 
 
@@ -209,29 +209,29 @@ def test_a_difference_that_may_be_zero_is_never_shown_as_a_win():
     unsteady = [make_record("split_lora", seed=seed, accuracies=[v]) for seed, v in enumerate((0.49, 0.63, 0.79))]
     alone = [make_record("sflora_8bit", seed=2, accuracies=[0.9]), make_record("sflora_4bit", seed=9)]
     records = base + steady + unsteady + alone
-    table = report.difference_table(records)["digits", "IID"]
+    table = tables.difference_table(records)["digits", "IID"]
     # Differences 1.1, 1.0, 0.9 have s = 0.1: 4.30265 * 0.1 / sqrt(3) = 0.25; -1, 3, 9 have s = 5.033: 12.50.
     assert table.to_dict() == {
         "FedLoRA": "+1.0 [+0.8, +1.2] (3)",
         "SplitLoRA": "+3.7 [−8.8, +16.2] (3) n.s.",
         "SFLora (8-bit)": "+20.0 (1) untested",
     }
-    long = report.accuracy_differences(records).set_index("method")
+    long = runs.accuracy_differences(records).set_index("method")
     assert long["significant"].to_dict() == {"fed_lora": True, "split_lora": False, "sflora_8bit": False}
     assert set(long["reference"]) == {"sflora"}
 
 
 def test_a_reference_that_was_not_run_is_named():
     with pytest.raises(DataError, match="sflora_8bit"):
-        report.accuracy_differences([make_record("sflora_8bit")], reference="sflora_9bit")
+        runs.accuracy_differences([make_record("sflora_8bit")], reference="sflora_9bit")
 
 
 def test_differences_where_no_seed_is_shared_are_an_empty_table(tmp_path):
     records = [make_record("sflora", seed=0), make_record("fed_lora", seed=1)]
-    long, table = report.accuracy_differences(records), report.difference_table(records)
+    long, table = runs.accuracy_differences(records), tables.difference_table(records)
     assert long.empty
     assert table.empty
-    assert report.write_table(table, tmp_path / "none", long)[0].read_text().startswith("dataset,partition,method")
+    assert tables.write_table(table, tmp_path / "none", long)[0].read_text().startswith("dataset,partition,method")
 
 
 def test_traffic_by_hand():
@@ -241,7 +241,7 @@ def test_traffic_by_hand():
         make_record("sflora_8bit", uplink_bytes={"activations": 2**21, "labels": 2048, "headers": 1024}),
         make_record("sflora_8bit", seed=5, uplink_bytes={"activations": 2**30}),
     ]
-    table = report.traffic_table(records[:3])
+    table = tables.traffic_table(records[:3])
     assert table["Uplink", "activations (MiB)"].tolist() == ["0", "4.000", "1.000"]
     assert table["Uplink", "labels (bytes)"].tolist() == ["0", "1,024", "1,024"]
     assert table["Uplink", "headers (bytes)"].tolist() == ["0", "0", "512"]
@@ -251,13 +251,13 @@ def test_traffic_by_hand():
     assert table["Reduction vs SFLora", "uplink activations"].tolist() == ["–", "1.00×", "4.00×"]
     assert table["Reduction vs SFLora", "total"].tolist() == ["–", "1.00×", "2.50×"]
     # A seed that the reference lacks changes the mean traffic and not the ratio.
-    means = report.traffic_means(records).set_index("method")
+    means = runs.traffic_means(records).set_index("method")
     assert means.loc["sflora_8bit", "uplink_activations_ratio"] == 4
     assert means.loc["sflora_8bit", "uplink_activations_mib"] == (1 + 512) / 2
 
 
 def test_traffic_without_the_reference_has_no_ratio():
-    table = report.traffic_table([make_record("fed_lora")])
+    table = tables.traffic_table([make_record("fed_lora")])
     assert table["Reduction vs sflora", "total"].tolist() == ["–"]
 
 
@@ -276,7 +276,7 @@ def test_amounts_keep_their_digits(amount):
 def test_the_three_files_of_a_table(tmp_path):
     records = [make_record("a_b", label="A&B_50% | #1", seed=seed, accuracies=[0.5 + seed / 10]) for seed in (0, 1)]
     stem = tmp_path / "new" / "accuracy_dirichlet_0.5"
-    paths = report.write_table(report.accuracy_table(records), stem, raw=report.accuracy_means(records))
+    paths = tables.write_table(tables.accuracy_table(records), stem, raw=runs.accuracy_means(records))
     assert [path.name for path in paths] == [f"accuracy_dirichlet_0.5.{end}" for end in ("csv", "md", "tex")]
     csv, markdown, latex = paths
     assert pd.read_csv(csv)["mean"].tolist() == [0.55]
@@ -292,16 +292,16 @@ def test_latex_has_only_signs_that_every_engine_knows(tmp_path):
     records += [make_record("fed_lora", seed=seed, accuracies=[0.5]) for seed in (0, 1)]
     records += [make_record("split_lora", partition="shards_2")]
     for name, table in {
-        "difference": report.difference_table(records),
-        "traffic": report.traffic_table(records),
-        "accuracy": report.accuracy_table(records),
+        "difference": tables.difference_table(records),
+        "traffic": tables.traffic_table(records),
+        "accuracy": tables.accuracy_table(records),
     }.items():
-        assert report.write_table(table, tmp_path / name)[2].read_text().isascii()
+        assert tables.write_table(table, tmp_path / name)[2].read_text().isascii()
     assert "$-$5.0" in (tmp_path / "difference.tex").read_text()
 
 
 def test_a_table_without_raw_numbers_is_its_own_csv(tmp_path):
-    csv = report.write_table(report.accuracy_table([make_record()]), tmp_path / "table")[0]
+    csv = tables.write_table(tables.accuracy_table([make_record()]), tmp_path / "table")[0]
     assert csv.read_text() == 'Method,"digits, IID"\nSFLora,50.0 (1)\n'
 
 
@@ -318,10 +318,10 @@ def test_committed_files_hold_no_clock_or_host_and_repeat_to_the_byte(tmp_path):
         )
         for run in reversed(records)
     ]
-    for name, runs in {"a": records, "b": later}.items():
-        report.write_table(report.accuracy_table(runs), tmp_path / name / "acc", report.accuracy_means(runs))
-        report.write_table(report.difference_table(runs), tmp_path / name / "dif", report.accuracy_differences(runs))
-        report.write_table(report.traffic_table(runs), tmp_path / name / "tra", report.traffic_means(runs))
+    for name, done in {"a": records, "b": later}.items():
+        tables.write_table(tables.accuracy_table(done), tmp_path / name / "acc", runs.accuracy_means(done))
+        tables.write_table(tables.difference_table(done), tmp_path / name / "dif", runs.accuracy_differences(done))
+        tables.write_table(tables.traffic_table(done), tmp_path / name / "tra", runs.traffic_means(done))
     files = sorted((tmp_path / "a").iterdir())
     assert len(files) == 9
     for path in files:
@@ -332,34 +332,34 @@ def test_committed_files_hold_no_clock_or_host_and_repeat_to_the_byte(tmp_path):
 
 
 def test_eight_methods_have_eight_looks():
-    styles = [report.style_of(method, LABELS[method]) for method in report.METHODS]
+    styles = [figures.style_of(method, LABELS[method]) for method in runs.METHODS]
     for field in ("label", "colour", "marker"):
         assert len({getattr(style, field) for style in styles}) == 8
 
 
 def test_an_unknown_method_looks_the_same_everywhere_and_unlike_the_eight():
-    style = report.style_of("my_topk", "Mine")
+    style = figures.style_of("my_topk", "Mine")
     # Written down: a change would recolour every figure that users have made.
-    assert style == report.MethodStyle("Mine", "#DDCC77", "d", "-")
-    known = [report.style_of(method, "") for method in report.METHODS]
+    assert style == figures.MethodStyle("Mine", "#DDCC77", "d", "-")
+    known = [figures.style_of(method, "") for method in runs.METHODS]
     for number in range(50):
-        other = report.style_of(f"method_{number}", "")
+        other = figures.style_of(f"method_{number}", "")
         assert other.colour not in {one.colour for one in known}
         assert other.marker not in {one.marker for one in known}
-    assert len({report.style_of(f"method_{number}", "") for number in range(50)}) > 40
+    assert len({figures.style_of(f"method_{number}", "") for number in range(50)}) > 40
 
 
 def test_drawing_leaves_the_users_settings_alone():
     before = dict(mpl.rcParams)
-    report.final_accuracy(study(seeds=(0,)))
+    figures.final_accuracy(study(seeds=(0,)))
     assert dict(mpl.rcParams) == before
 
 
 def test_saved_figures_repeat_to_the_byte_and_are_closed(tmp_path):
     records = study(methods=("sflora", "local_lora"), partitions=("iid",))
     for name in ("a", "b"):
-        figure = report.accuracy_by_bytes(records, report.COLUMN_IN)
-        paths = report.save_figure(figure, tmp_path / name / "figure_0.5")
+        figure = figures.accuracy_by_bytes(records, figures.COLUMN_IN)
+        paths = figures.save_figure(figure, tmp_path / name / "figure_0.5")
         assert not plt.fignum_exists(figure.number)
         assert [path.name for path in paths] == ["figure_0.5.png", "figure_0.5.pdf"]
     for end in ("png", "pdf"):
@@ -374,29 +374,29 @@ def test_saved_figures_repeat_to_the_byte_and_are_closed(tmp_path):
 def test_a_figure_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        report.save_figure(report.final_accuracy([make_record()]), tmp_path / "file" / "figure")
+        figures.save_figure(figures.final_accuracy([make_record()]), tmp_path / "file" / "figure")
 
 
 def test_curves_carry_mean_and_band():
     records = [make_record("sflora", seed=seed, accuracies=[0.2, 0.4 + 0.1 * seed]) for seed in (0, 1, 2)]
-    axis = report.accuracy_by_round(records).axes[0]
+    axis = figures.accuracy_by_round(records).axes[0]
     (line,) = axis.lines
     assert line.get_xdata().tolist() == [1, 2]
     assert line.get_ydata() == pytest.approx([20, 50])
     band = axis.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(50 + 24.841, abs=1e-3)
-    assert line.get_color() == report.style_of("sflora", "").colour
+    assert line.get_color() == figures.style_of("sflora", "").colour
 
 
 def test_one_seed_draws_no_band_and_says_why():
-    figure = report.accuracy_by_round([make_record(accuracies=[0.1, 0.2])])
+    figure = figures.accuracy_by_round([make_record(accuracies=[0.1, 0.2])])
     vertices = [path.vertices for path in figure.axes[0].collections[0].get_paths()]
     assert sum(len(one) for one in vertices) == 0
     assert "n = 1 seed. No interval" in figure.get_supxlabel()
 
 
 def test_bytes_are_cumulative_totals_and_silence_is_a_level_line():
-    figure = report.accuracy_by_bytes(study(methods=("local_lora", "sflora"), partitions=("iid",), seeds=(0, 1)))
+    figure = figures.accuracy_by_bytes(study(methods=("local_lora", "sflora"), partitions=("iid",), seeds=(0, 1)))
     axis = figure.axes[0]
     level, curve = sorted(axis.lines, key=lambda line: line.get_gid())
     assert axis.get_xscale() == "log"
@@ -413,7 +413,7 @@ def test_only_silent_methods_still_make_figures():
 
 
 def test_bars_end_where_their_number_says():
-    figure = report.bytes_per_round([make_record(uplink_bytes={"activations": 2**23, "adapters": 2**22})])
+    figure = figures.bytes_per_round([make_record(uplink_bytes={"activations": 2**23, "adapters": 2**22})])
     uplink, downlink = figure.axes
     ends = [patch.get_x() + patch.get_width() for patch in uplink.patches]
     assert max(ends) == 6
@@ -423,7 +423,7 @@ def test_bars_end_where_their_number_says():
 
 def test_final_accuracy_shows_every_seed_and_the_interval():
     values = (0.5, 0.6, 0.7)
-    axis = report.final_accuracy([make_record(seed=s, accuracies=[v]) for s, v in enumerate(values)]).axes[0]
+    axis = figures.final_accuracy([make_record(seed=s, accuracies=[v]) for s, v in enumerate(values)]).axes[0]
     interval, mean, seeds = axis.lines
     assert interval.get_xdata() == pytest.approx([60 - 24.841, 60 + 24.841], abs=1e-3)
     assert mean.get_xdata() == pytest.approx([60])
@@ -432,12 +432,12 @@ def test_final_accuracy_shows_every_seed_and_the_interval():
 
 def test_a_panel_that_was_not_run_says_so():
     records = [make_record(dataset="a"), make_record(dataset="b", partition="dirichlet_0.5")]
-    texts = [text.get_text() for axis in report.accuracy_by_round(records).axes for text in axis.texts]
+    texts = [text.get_text() for axis in figures.accuracy_by_round(records).axes for text in axis.texts]
     assert texts == ["not run", "not run"]
 
 
 @pytest.mark.parametrize("draw", FIGURES)
-@pytest.mark.parametrize("width_in", [report.COLUMN_IN, report.DOUBLE_COLUMN_IN])
+@pytest.mark.parametrize("width_in", [figures.COLUMN_IN, figures.DOUBLE_COLUMN_IN])
 def test_nothing_is_clipped_at_paper_width(draw, width_in):
     figure = draw(study(rounds=2), width_in)
     figure.draw_without_rendering()
@@ -448,7 +448,7 @@ def test_nothing_is_clipped_at_paper_width(draw, width_in):
     assert drawn.y0 >= -0.01
     assert drawn.y1 <= figure.get_figheight() + 0.01
     shown = [handle.get_text() for legend in figure.legends for handle in legend.texts]
-    if draw in (report.accuracy_by_round, report.accuracy_by_bytes):
+    if draw in (figures.accuracy_by_round, figures.accuracy_by_bytes):
         assert [text.split(":")[0] for text in shown] == list(LABELS.values())
 
 
@@ -456,25 +456,25 @@ def test_nothing_is_clipped_at_paper_width(draw, width_in):
 
 
 def test_headline_numbers_need_the_papers_token_count():
-    assert report.compression_ratio(49, 30, 8, "paper") == pytest.approx(6.8, rel=1e-12)
-    assert report.token_saving(49, 30, "paper") == pytest.approx(0.41176, abs=1e-5)
-    assert report.compression_ratio(49, 30, 8, "plain") == pytest.approx(6.6667, abs=1e-4)
-    assert report.token_saving(49, 30, "plain") == pytest.approx(0.4)
+    assert paper.compression_ratio(49, 30, 8, "paper") == pytest.approx(6.8, rel=1e-12)
+    assert paper.token_saving(49, 30, "paper") == pytest.approx(0.41176, abs=1e-5)
+    assert paper.compression_ratio(49, 30, 8, "plain") == pytest.approx(6.6667, abs=1e-4)
+    assert paper.token_saving(49, 30, "plain") == pytest.approx(0.4)
 
 
 def test_all_tokens_at_full_precision_save_nothing():
-    assert report.compression_ratio(49, 50, 32, "plain") == 1
-    assert report.token_saving(49, 50, "plain") == 0
+    assert paper.compression_ratio(49, 50, 32, "plain") == 1
+    assert paper.token_saving(49, 50, "plain") == 0
 
 
 @pytest.mark.parametrize(("tokens", "bits"), [(0, 8), (51, 8), (30, 0), (30, 33)])
 def test_impossible_compression_is_refused(tokens, bits):
     with pytest.raises(ConfigError, match="allowed"):
-        report.compression_ratio(49, tokens, bits, "plain")
+        paper.compression_ratio(49, tokens, bits, "plain")
 
 
 def test_printed_numbers_are_as_printed_and_all_have_a_source():
-    frame = report.paper_frame()
+    frame = paper.paper_frame()
     table_one = frame[frame["source"].str.endswith("Table I") & (frame["basis"] == "printed")]
     assert table_one["value"].tolist() == [229.2, 15.8, 61.3, 233.5, 1.1, 2.3]
     assert frame["source"].str.contains("2605.23988").all()
@@ -495,12 +495,12 @@ def test_the_printed_traffic_follows_from_the_inferred_settings():
 def test_records_stay_as_they_were():
     records = study()
     before = [run.model_dump_json() for run in records]
-    for draw in (report.accuracy_table, report.traffic_table, report.final_accuracy):
+    for draw in (tables.accuracy_table, tables.traffic_table, figures.final_accuracy):
         draw(records)
     assert [run.model_dump_json() for run in records] == before
     assert all(isinstance(run, RunRecord) for run in records)
 
 
 def test_without_runs_the_frame_is_empty_and_has_the_same_columns():
-    assert list(report.runs_frame([]).columns) == list(report.runs_frame([make_record()]).columns)
-    assert report.runs_frame([]).empty
+    assert list(runs.runs_frame([]).columns) == list(runs.runs_frame([make_record()]).columns)
+    assert runs.runs_frame([]).empty

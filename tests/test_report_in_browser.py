@@ -15,8 +15,8 @@ from factories import make_record
 from PIL import Image
 from test_page import HOSTILE, Planned, make_report
 
-from tsflora.report.items import Item, add_item
-from tsflora.report.page import Runs, build_page
+from tsflora.analysis.page.items import Item, add_item
+from tsflora.analysis.page.page import Runs, build_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tsflora.report import setting, setting_sentence
+from tsflora.analysis.runs import setting, setting_sentence
 from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_study import study_values
 
-from tsflora.data import data_sources
-from tsflora.edge import compute_per_image, plan_of
-from tsflora.edge.sizing import (
+from tsflora.analysis.costs import compute_per_image, plan_of
+from tsflora.analysis.sizing.hours import (
     DatasetShape,
     Rate,
     RunSize,
@@ -25,8 +24,9 @@ from tsflora.edge.sizing import (
     size_run,
     size_study,
 )
-from tsflora.edge.sizing import test_set_passes as passes  # its name would make pytest collect it
-from tsflora.edge.throughput import measure, measure_study
+from tsflora.analysis.sizing.hours import test_set_passes as passes  # its name would make pytest collect it
+from tsflora.analysis.sizing.throughput import measure, measure_study
+from tsflora.data import data_sources
 from tsflora.errors import ConfigError
 from tsflora.experiment import run, start
 from tsflora.federation import TrainingConfig, participants_of

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tsflora.analysis.runs import mean_interval, paired_difference
 from tsflora.errors import DataError
-from tsflora.report import mean_interval, paired_difference
 
 
 def test_one_seed_has_no_interval():

@@ -9,20 +9,21 @@ from factories import make_geometry, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsflora.errors import DataError
-from tsflora.experiment import ExperimentConfig, run
-from tsflora.report import COLUMN_IN, DOUBLE_COLUMN_IN, read_jsonl, write_jsonl, write_table
-from tsflora.report.sweep_figures import accuracy_by_bits, accuracy_by_cut, selection_controls
-from tsflora.report.sweep_points import (
+from tsflora.analysis.figures import COLUMN_IN, DOUBLE_COLUMN_IN
+from tsflora.analysis.figures.sweeps import accuracy_by_bits, accuracy_by_cut, selection_controls
+from tsflora.analysis.runs import read_jsonl, write_jsonl
+from tsflora.analysis.runs.points import method_records, planned_frame, settings_frame
+from tsflora.analysis.runs.sweep_means import (
     CHOICES,
     accuracy_by_bits_means,
     accuracy_by_cut_means,
     selection_differences,
     selection_means,
-    selection_table,
 )
-from tsflora.report.sweep_runs import bits_runs, cut_runs, selection_runs
-from tsflora.report.sweeps import method_records, planned_frame, settings_frame
+from tsflora.analysis.runs.sweeps import bits_runs, cut_runs, selection_runs
+from tsflora.analysis.tables import selection_table, write_table
+from tsflora.errors import DataError
+from tsflora.experiment import ExperimentConfig, run
 from tsflora.study import StudyConfig
 
 FIGURES = [accuracy_by_bits, accuracy_by_cut, selection_controls]

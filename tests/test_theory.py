@@ -1,10 +1,8 @@
 """The theory: identities to the last digits, bounds on whatever comes, and what the floor does not do."""
 
-import ast
 import dataclasses
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,15 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-import tsflora
-from tsflora.compression import Quantizer, Reduced, Seen, Tokens, quantizers, token_reducers
-from tsflora.errors import ConfigError
-from tsflora.experiment import assemble
-from tsflora.federation import ServerSide
-from tsflora.models.adapters import trainable
-from tsflora.seeding import numpy_generator, torch_generator
-from tsflora.settings import Settings
-from tsflora.theory import (
+from tsflora.analysis.theory import (
     ConvergenceConfig,
     PerturbationModel,
     Problem,
@@ -45,6 +35,13 @@ from tsflora.theory import (
     unit_bound,
     uplink_bits,
 )
+from tsflora.compression import Quantizer, Reduced, Seen, Tokens, quantizers, token_reducers
+from tsflora.errors import ConfigError
+from tsflora.experiment import assemble
+from tsflora.federation import ServerSide
+from tsflora.models.adapters import trainable
+from tsflora.seeding import numpy_generator, torch_generator
+from tsflora.settings import Settings
 
 FALSE_ALARM = 1e-6
 """Chance that correct code would fail one of the statistical tests, were its seed not fixed."""
@@ -650,14 +647,3 @@ def test_only_a_method_that_selects_and_quantises_can_be_varied(settings: Settin
     dropping = assemble(method_config(merge="none"), settings)[1]
     with pytest.raises(ConfigError, match="merge: none"):
         measure(dropping, [20], [8], batch_size=4)
-
-
-def test_training_does_not_know_the_theory() -> None:
-    root = Path(tsflora.__file__).parent
-    for path in root.rglob("*.py"):
-        if path.relative_to(root).parts[0] in ("theory", "report"):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.startswith("tsflora.theory")], path

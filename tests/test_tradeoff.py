@@ -5,8 +5,8 @@ import math
 import pytest
 from factories import make_record
 
-from tsflora.report.style import COLUMN_IN
-from tsflora.report.tradeoff import accuracy_against_traffic, tradeoff_frame
+from tsflora.analysis.figures.style import COLUMN_IN
+from tsflora.analysis.figures.tradeoff import accuracy_against_traffic, tradeoff_frame
 
 MIB = 2**20
 UPLINK = {"activations": 2 * MIB, "adapters": MIB, "labels": 512, "headers": 512}

@@ -13,20 +13,20 @@ from hypothesis import given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
+from tsflora.analysis.costs.compute import compute
+from tsflora.analysis.costs.deployment import Deployment, MeasuredError, Workload, plan_of
+from tsflora.analysis.costs.memory import device_memory, server_memory
+from tsflora.analysis.costs.shape import VitShape
+from tsflora.analysis.costs.traffic import Traffic, paper_uplink_mib, token_readings, traffic
+from tsflora.analysis.paper import VALUES, compression_ratio, token_saving
 from tsflora.compression import Layout, Quantizer, Seen, Tokens, encode_labels, quantizers
 from tsflora.compression.quantizers import Float32
-from tsflora.edge.compute import compute
-from tsflora.edge.deployment import Deployment, MeasuredError, Workload, plan_of
-from tsflora.edge.memory import device_memory, server_memory
-from tsflora.edge.shape import VitShape
-from tsflora.edge.traffic import Traffic, paper_uplink_mib, token_readings, traffic
 from tsflora.errors import ConfigError
 from tsflora.experiment import ExperimentConfig, MethodConfig, start
 from tsflora.federation import Message
 from tsflora.federation.link import Traffic as Counted
 from tsflora.models import LoraConfig
 from tsflora.records import KINDS
-from tsflora.report.paper import VALUES, compression_ratio, token_saving
 from tsflora.seeding import torch_generator
 from tsflora.settings import Settings
 from tsflora.wire import Format
