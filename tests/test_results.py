@@ -9,6 +9,7 @@ from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
 STUDIES = {"digits": ROOT, "cifar": ROOT / "pipelines" / "cifar", "rounds": ROOT / "pipelines" / "rounds"}
+"""Studies with the tables of the paper."""
 
 
 @pytest.mark.parametrize("name", STUDIES)
