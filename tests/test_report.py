@@ -349,6 +349,18 @@ def test_an_unknown_method_looks_the_same_everywhere_and_unlike_the_eight():
     assert len({figures.style_of(f"method_{number}", "") for number in range(50)}) > 40
 
 
+def test_methods_that_are_drawn_together_share_no_colour_while_there_are_any():
+    labels = {method: method for method in (*runs.METHODS, "central_raw", *(f"mine_{number}" for number in range(8)))}
+    styles = figures.styles_of(labels)
+    assert len({style.colour for style in styles.values()}) == len(labels)
+    assert len({style.marker for key, style in styles.items() if key.startswith("mine")}) == 8
+    many = figures.styles_of({f"mine_{number}": "" for number in range(20)})
+    assert len(many) == 20
+    assert {style.colour for style in many.values()} == {
+        style.colour for style in figures.styles_of({f"mine_{number}": "" for number in range(9)}).values()
+    }
+
+
 def test_drawing_leaves_the_users_settings_alone():
     before = dict(mpl.rcParams)
     figures.final_accuracy(study(seeds=(0,)))
@@ -450,6 +462,21 @@ def test_nothing_is_clipped_at_paper_width(draw, width_in):
     shown = [handle.get_text() for legend in figure.legends for handle in legend.texts]
     if draw in (figures.accuracy_by_round, figures.accuracy_by_bytes):
         assert [text.split(":")[0] for text in shown] == list(LABELS.values())
+
+
+@pytest.mark.parametrize("width_in", [figures.COLUMN_IN, figures.DOUBLE_COLUMN_IN])
+def test_twenty_methods_with_long_names_have_a_legend_that_fits(width_in):
+    records = [
+        make_record(f"mine_{number}", seed=seed, label=f"A method of one's own, number {number}")
+        for number in range(20)
+        for seed in (0, 1)
+    ]
+    figure = figures.accuracy_against_traffic(records, width_in)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert len(legend.texts) == 20
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 # the paper's numbers

@@ -9,7 +9,15 @@ from tsflora.analysis.figures.costs import (
     memory_by_method,
 )
 from tsflora.analysis.figures.methods import accuracy_by_bytes, accuracy_by_round, bytes_per_round, final_accuracy
-from tsflora.analysis.figures.style import COLUMN_IN, DOUBLE_COLUMN_IN, MethodStyle, save_figure, style_of, theme
+from tsflora.analysis.figures.style import (
+    COLUMN_IN,
+    DOUBLE_COLUMN_IN,
+    MethodStyle,
+    save_figure,
+    style_of,
+    styles_of,
+    theme,
+)
 from tsflora.analysis.figures.sweeps import accuracy_by_bits, accuracy_by_cut, selection_controls
 from tsflora.analysis.figures.theory import convergence, distortion, perturbation, ranking_figure
 from tsflora.analysis.figures.tradeoff import accuracy_against_traffic
@@ -38,5 +46,6 @@ __all__ = [
     "save_figure",
     "selection_controls",
     "style_of",
+    "styles_of",
     "theme",
 ]

@@ -23,7 +23,6 @@ from tsflora.analysis.figures.style import (
     DOUBLE_COLUMN_IN,
     FULL_COLOUR,
     PHASE_COLOURS,
-    style_of,
     theme,
 )
 from tsflora.analysis.runs.naming import dataset_label, partition_label, partition_rank, significant_digits
@@ -97,12 +96,13 @@ def memory_by_method(
     scenario = scenario or Scenario()
     with theme():
         costs = cost_frame(cases, scenario)
+        styles = panels.styles(costs)
         line_gb = MEMORY_LINE_BYTES / 1e9
         figure, axes = parts.bar_panels(costs, width_in)
         limit = 1.2 * max(line_gb, costs["device_memory_gb"].max())
         for axis, methods in parts.each_bar_panel(axes, costs):
             for place, row in methods:
-                axis.barh(place, row.device_memory_gb, height=0.68, color=style_of(row.method, row.label).colour, lw=0)
+                axis.barh(place, row.device_memory_gb, height=0.68, color=styles[row.method].colour, lw=0)
                 parts.number(axis, row.device_memory_gb, place, significant_digits(row.device_memory_gb, 2))
             axis.axvline(line_gb, color=parts.GREY, linestyle="--", lw=0.8)
             axis.set_xlim(0, limit)
@@ -121,11 +121,12 @@ def communication_by_method(cases: Sequence[Case], width_in: float = DOUBLE_COLU
     """MiB of one device in one round per method and backbone: the paper's count, and every byte (Fig. 4b)."""
     with theme():
         costs = cost_frame(cases)
+        styles = panels.styles(costs)
         figure, axes = parts.bar_panels(costs, width_in)
         limit = 1.45 * max(1e-9, costs["total_mib"].max(), costs["paper_uplink_mib"].max())
         for axis, methods in parts.each_bar_panel(axes, costs):
             for place, row in methods:
-                axis.barh(place, row.paper_uplink_mib, height=0.68, color=style_of(row.method, row.label).colour, lw=0)
+                axis.barh(place, row.paper_uplink_mib, height=0.68, color=styles[row.method].colour, lw=0)
                 axis.barh(place, row.total_mib, height=0.68, facecolor="none", edgecolor=parts.GREY, lw=0.7)
                 numbers = [significant_digits(mib, 3) for mib in (row.paper_uplink_mib, row.total_mib)]
                 parts.number(axis, max(row.paper_uplink_mib, row.total_mib), place, " / ".join(dict.fromkeys(numbers)))
@@ -205,6 +206,7 @@ def latency_by_uplink(
     scenario = scenario or Scenario()
     with theme():
         costs = latency_frame(cases, uplinks_mbps, downlink_mbps, scenario)
+        styles = panels.styles(costs)
         backbones = list(dict.fromkeys(costs["backbone"]))
         side_by_side = not panels.narrow(width_in)
         shape = (1, len(backbones)) if side_by_side else (len(backbones), 1)
@@ -212,7 +214,7 @@ def latency_by_uplink(
             *shape, figsize=(width_in, 1.2 + 1.9 * shape[0]), sharex=True, sharey=side_by_side, squeeze=False
         )
         for axis, (backbone, rows) in zip(axes.flat, costs.groupby("backbone", sort=False), strict=True):
-            for method, style, line in panels.each_method(rows):
+            for method, style, line in panels.each_method(rows, styles):
                 axis.plot(
                     line["uplink_mbps"],
                     line["latency_s"],

@@ -32,9 +32,10 @@ def accuracy_by_round(
         return panels.sentence(_NOTHING, width_in)
     with theme():
         rounds = rounds_frame(records).dropna(subset="accuracy")
+        styles = panels.styles(rounds)
         figure, axes = panels.grid(rounds, width_in, _CURVE_HEIGHT_IN, "all")
         for axis, runs in panels.each_panel(rounds, axes):
-            for method, style, seeds in panels.each_method(runs):
+            for method, style, seeds in panels.each_method(runs, styles):
                 panels.curve(axis, method, style, panels.over_seeds(seeds), "round")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels.name_axes(axes, "Communication round", "Test accuracy (%)")
@@ -56,6 +57,7 @@ def accuracy_by_bytes(
         return panels.sentence(_NOTHING, width_in)
     with theme():
         rounds = rounds_frame(records).dropna(subset="accuracy")
+        styles = panels.styles(rounds)
         figure, axes = panels.grid(rounds, width_in, _CURVE_HEIGHT_IN, "all")
         for axis, runs in panels.each_panel(rounds, axes):
             if runs["cumulative_mib"].max() > 0:
@@ -64,7 +66,7 @@ def accuracy_by_bytes(
                 axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 axis.xaxis.set_major_formatter(FuncFormatter(lambda mib, _: f"{mib:g}"))
                 axis.xaxis.set_minor_formatter(NullFormatter())
-            for method, style, seeds in panels.each_method(runs):
+            for method, style, seeds in panels.each_method(runs, styles):
                 points = panels.over_seeds(seeds)
                 if points["cumulative_mib"].nunique() > 1:
                     panels.curve(axis, method, style, points, "cumulative_mib")
@@ -138,12 +140,13 @@ def final_accuracy(
         return panels.sentence(_NOTHING, width_in)
     with theme():
         frame = runs_frame(records)
+        styles = panels.styles(frame)
         methods = sorted(set(frame["method"]), key=method_rank)
         labels = dict(zip(frame["method"], frame["label"], strict=True))
         bar_in = 0.24 if panels.narrow(width_in) else 0.18
         figure, axes = panels.grid(frame, width_in, 0.45 + bar_in * len(methods), "row")
         for axis, runs in panels.each_panel(frame, axes):
-            for method, style, seeds in panels.each_method(runs):
+            for method, style, seeds in panels.each_method(runs, styles):
                 place = methods.index(method)
                 percent = 100 * seeds["accuracy"]
                 if n_diverged := int(seeds["diverged"].sum()):

@@ -1,7 +1,7 @@
 """What the figures share: the grid of panels, curves with bands, bars by kind of byte, the legend and the note."""
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import matplotlib.pyplot as plt
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tsflora.analysis.figures.style import COLUMN_IN, KIND_COLOURS, MethodStyle, style_of, theme
+from tsflora.analysis.figures.style import COLUMN_IN, KIND_COLOURS, MethodStyle, styles_of, theme
 from tsflora.analysis.runs.coverage import PlannedRun, coverage
 from tsflora.analysis.runs.naming import dataset_label, method_rank, partition_label, partition_rank, significant_digits
 from tsflora.analysis.runs.statistics import mean_interval
@@ -23,6 +23,8 @@ _BAND_ALPHA = 0.13
 _NOTE_PT = 6
 _NOTE_CHARACTERS_PER_IN = 23
 _NUMBER_PT = 6.5
+_LEGEND_IN = 0.75
+"""Height that figures leave for their legend."""
 
 
 def grid(
@@ -57,10 +59,17 @@ def each_panel(frame: pd.DataFrame, axes: list[list[Axes]]) -> Iterator[tuple[Ax
                 yield axis, runs
 
 
-def each_method(runs: pd.DataFrame) -> Iterator[tuple[str, MethodStyle, pd.DataFrame]]:
+def styles(frame: pd.DataFrame) -> dict[str, MethodStyle]:
+    """The style of every method of a figure, from the frame that all of its panels are drawn from."""
+    return styles_of(dict(zip(frame["method"], frame["label"], strict=True)))
+
+
+def each_method(
+    runs: pd.DataFrame, styles: Mapping[str, MethodStyle]
+) -> Iterator[tuple[str, MethodStyle, pd.DataFrame]]:
     """Method keys with their style and rows, in the frame's order."""
     for method, rows in runs.groupby("method", sort=False):
-        yield str(method), style_of(str(method), rows["label"].iloc[0]), rows
+        yield str(method), styles[str(method)], rows
 
 
 def over_seeds(rounds: pd.DataFrame) -> pd.DataFrame:
@@ -196,16 +205,29 @@ def finish(figure: Figure, handles: Sequence[Artist], note: str, legend_columns:
     characters = round(_NOTE_CHARACTERS_PER_IN * figure.get_figwidth())
     text = "\n".join(textwrap.fill(" ".join(line.split()), characters) for line in note.split("\n"))
     if handles:
-        figure.legend(
-            handles=list(handles),
-            loc="outside upper center",
-            ncols=legend_columns,
-            handlelength=2.6 if narrow(float(figure.get_figwidth())) else 3.4,
-            columnspacing=1.0,
-        )
+        _legend(figure, handles, legend_columns)
     figure.supxlabel(text, fontsize=_NOTE_PT, color="#444444")
     # pyplot forgets it, so that a notebook shows it once; the figure itself stays whole.
     plt.close(figure)
+
+
+def _legend(figure: Figure, handles: Sequence[Artist], most_columns: int) -> None:
+    """A legend in as many columns as the figure has room for: names of one's own may be long."""
+    for columns in range(most_columns, 0, -1):
+        legend = figure.legend(
+            handles=list(handles),
+            loc="outside upper center",
+            ncols=columns,
+            handlelength=2.6 if narrow(float(figure.get_figwidth())) else 3.4,
+            columnspacing=1.0,
+        )
+        box = legend.get_window_extent()
+        if columns == 1 or box.width <= figure.bbox.width:
+            # Panels keep their height where names are many.
+            more_in = max(0.0, box.height / figure.dpi - _LEGEND_IN)
+            figure.set_figheight(figure.get_figheight() + more_in)
+            return
+        legend.remove()
 
 
 def sentence(text: str, width_in: float) -> Figure:

@@ -1,6 +1,7 @@
 """One look for every figure: a theme at paper size, one style per method everywhere, and files with the same bytes."""
 
 import io
+from collections.abc import Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,18 +103,40 @@ The first is TSFLora's own and looks like its runs at 30 tokens; the others look
 
 
 def style_of(method: str, label: str) -> MethodStyle:
-    """The style of a method, the same in every figure and on every machine.
+    """The style of one method alone; see `styles_of`."""
+    return styles_of({method: label})[method]
 
-    The suite's own are fixed. Any other key is hashed to one of 288 combinations that none of them uses, so a
-    colour depends on the key alone, not on which other methods are drawn; two new methods may share a colour, and
-    then differ in marker or line.
+
+def styles_of(labels: Mapping[str, str]) -> dict[str, MethodStyle]:
+    """Styles of methods that are drawn together, by key: the same in every figure of these methods, on every machine.
+
+    The suite's own are fixed. Any other key takes the colour and the marker that its hash points at, or the next that
+    nobody here has; where all are taken, those of another method with another line.
     """
-    if method in _KNOWN:
-        return MethodStyle(label, *_KNOWN[method])
-    draw, colour = divmod(seed_for("style", method), len(_MORE_COLOURS))
-    draw, marker = divmod(draw, len(_MORE_MARKERS))
-    linestyle = draw % len(_MORE_LINESTYLES)
-    return MethodStyle(label, _MORE_COLOURS[colour], _MORE_MARKERS[marker], _MORE_LINESTYLES[linestyle])
+    colours = {_KNOWN[method][0] for method in labels if method in _KNOWN}
+    markers: set[str] = set()
+    styles = {}
+    for method in sorted(labels):
+        if method in _KNOWN:
+            look = _KNOWN[method]
+        else:
+            draw, colour = divmod(seed_for("style", method), len(_MORE_COLOURS))
+            draw, marker = divmod(draw, len(_MORE_MARKERS))
+            look = (
+                _next_free(_MORE_COLOURS, colour, colours),
+                _next_free(_MORE_MARKERS, marker, markers),
+                _MORE_LINESTYLES[draw % len(_MORE_LINESTYLES)],
+            )
+            colours.add(look[0])
+            markers.add(look[1])
+        styles[method] = MethodStyle(labels[method], *look)
+    return styles
+
+
+def _next_free(looks: Sequence[str], first: int, taken: Set[str]) -> str:
+    """The look at `first` or the next one that is not taken; the one at `first` where all are."""
+    in_turn = [*looks[first:], *looks[:first]]
+    return next((look for look in in_turn if look not in taken), looks[first])
 
 
 def theme() -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tsflora.analysis.figures import panels
-from tsflora.analysis.figures.style import DOUBLE_COLUMN_IN, style_of, theme
+from tsflora.analysis.figures.style import DOUBLE_COLUMN_IN, MethodStyle, theme
 from tsflora.analysis.runs.coverage import PlannedRun
 from tsflora.analysis.runs.dataframes import runs_frame
 from tsflora.analysis.runs.naming import dataset_label, partition_label, partition_rank
@@ -35,6 +35,7 @@ def accuracy_against_traffic(
     if not records:
         return panels.sentence("No runs yet.", width_in)
     frame, runs = tradeoff_frame(records), runs_frame(records)
+    styles = panels.styles(frame)
     cases = sorted(
         {*zip(frame["dataset"], frame["partition"], strict=True)}, key=lambda c: (c[0], partition_rank(c[1]))
     )
@@ -54,7 +55,7 @@ def accuracy_against_traffic(
                 for place, method in zip(
                     _side_by_side(sending[count].tolist()), sending.to_dict("records"), strict=True
                 ):
-                    _point(axis, method, place)
+                    _point(axis, method, styles[method["method"]], place)
                 if not axis.lines:
                     axis.text(0.5, 0.5, "runs of every method diverged", transform=axis.transAxes, ha="center")
                 axis.set_xscale("log")
@@ -94,8 +95,7 @@ def _side_by_side(sent_mib: Sequence[float]) -> list[float]:
     return places
 
 
-def _point(axis: Axes, method: Mapping[Hashable, Any], place: float) -> None:
-    style = style_of(str(method["method"]), str(method["label"]))
+def _point(axis: Axes, method: Mapping[Hashable, Any], style: MethodStyle, place: float) -> None:
     mean, low, high = (100 * float(method[name]) for name in ("mean", "low", "high"))
     # One seed has no interval.
     spread = None if pd.isna(low) else [[mean - low], [high - mean]]
