@@ -1,5 +1,6 @@
 """Join a study's run records into the one file that its tables and figures are drawn from."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +8,10 @@ from typing import Annotated
 import typer
 from command import one_line_errors
 
-from tsflora.analysis.runs import load_records, write_jsonl
+from tsflora.analysis.runs import load_records, method_records, summary, write_jsonl
 from tsflora.errors import ConfigError, DataError
 from tsflora.experiment import run_of
+from tsflora.files import write_atomically
 from tsflora.records import RunRecord
 from tsflora.study import StudyConfig
 
@@ -20,6 +22,9 @@ def main(
     params: Annotated[Path, typer.Option(help="The study's params.yaml: says which runs belong to it.")] = Path(
         "params.yaml"
     ),
+    metrics: Annotated[
+        Path | None, typer.Option(help="A .json file for accuracy and traffic by method, as `dvc metrics` shows them.")
+    ] = None,
 ) -> None:
     """Write the study's records below RECORDS to OUTPUT, one a line, in a fixed order; failed runs are marked as such.
 
@@ -47,6 +52,9 @@ def main(
         if not kept:
             raise DataError(f"{records} holds no record of a run in {params}; run the study's run stages first")
         write_jsonl(kept.values(), output)
+        if metrics is not None:
+            complete = method_records([record for record in kept.values() if record.status == "complete"])
+            write_atomically(metrics, json.dumps(summary(complete), indent=1).encode() + b"\n")
         failed = sum(record.status == "failed" for record in kept.values())
         print(f"{len(kept)} of {len(planned)} planned records{f', {failed} failed' if failed else ''} -> {output}")
 

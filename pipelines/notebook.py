@@ -65,7 +65,7 @@ def main(
         except RuntimeError as error:
             raise TsfloraError(f"{notebook.name}: its kernel did not start: {' '.join(str(error).split())}") from None
         if values.get("records_dir"):
-            _name_failed(Path(values["records_dir"]))
+            _name_failed(Path(values["records_dir"]), values.get("methods"))
 
 
 def _parsed(pairs: list[str]) -> dict[str, Any]:
@@ -107,8 +107,11 @@ def _as_it_is(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _name_failed(records: Path) -> None:
-    failed = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(records.rglob("*.failed.json"))]
+def _name_failed(records: Path, methods: str | list[str] | None) -> None:
+    """Failed records below the folder, which other stages write to as well: those of `methods`, where any are named."""
+    mine = {methods} if isinstance(methods, str) else set(methods or ())
+    paths = [path for path in sorted(records.rglob("*.failed.json")) if not mine or path.parent.parent.name in mine]
+    failed = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
     for path, record in failed:
         logging.warning("%s: %s", path, record["error"])
     if failed:

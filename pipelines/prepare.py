@@ -1,6 +1,5 @@
 """What a study starts from: images and backbone, loaded once and checked, and runs that are finished already."""
 
-import itertools
 import json
 import logging
 from pathlib import Path
@@ -13,7 +12,6 @@ from tsflora.config import did_you_mean
 from tsflora.errors import ConfigError
 from tsflora.experiment import run_of
 from tsflora.files import write_atomically
-from tsflora.params import read_yaml
 from tsflora.prepared import prepare_backbone, prepare_images
 from tsflora.revisions import revisions as all_revisions
 from tsflora.runs import record_path
@@ -80,34 +78,13 @@ def records(
     with one_line_errors():
         study = StudyConfig.read(params)
         known = {run_of(record).digest: record for record in read_jsonl(source).complete}
-        folders = _folder_of_methods(params.with_name("dvc.yaml"), study)
-        places = {}
-        for cell in study.all_cells():
-            folder = "sweep" if cell.sweep else folders[cell.dataset_name, cell.method_key]
-            places[cell.digest] = record_path(output / folder, cell)
+        places = {
+            cell.digest: record_path(output / "sweep" if cell.sweep else output, cell) for cell in study.all_cells()
+        }
         found = known.keys() & places.keys()
         for digest in found:
             known[digest].write(places[digest])
         print(f"{len(found)} of {len(places)} planned records -> {output}")
-
-
-def _folder_of_methods(pipeline: Path, study: StudyConfig) -> dict[tuple[str, str], str]:
-    """The run stage of each (data set, method), which is also the name of its folder of records."""
-    try:
-        content = read_yaml(pipeline) if pipeline.exists() else {}
-        stages = content["stages"]["run"]["foreach"]
-        listed = {
-            (dataset, method): stage
-            for stage, item in stages.items()
-            for dataset in ([item["dataset"]] if "dataset" in item else study.datasets)
-            for method in item["methods"].split(",")
-        }
-    except (LookupError, TypeError, AttributeError):
-        raise ConfigError(f"{pipeline} has no run stages; a study's params.yaml and dvc.yaml lie together") from None
-    for dataset, method in itertools.product(study.datasets, study.methods):
-        if (dataset, method) not in listed:
-            raise ConfigError(f"{pipeline}: no run stage lists method {method!r} on {dataset}")
-    return listed
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ name, which is checked.
 """
 
 import graphlib
+import itertools
 import re
 import runpy
 import shlex
@@ -65,7 +66,12 @@ def toy(backbone, images):
 def stages():
     """Every stage of dvc.yaml by its name, templates filled in."""
     for name, stage in STAGES.items():
-        assert set(stage) & {"cmd", "foreach"}, f"stage {name}: this test knows plain stages and foreach"
+        assert set(stage) & {"cmd", "foreach", "matrix"}, f"stage {name}: this test knows plain, foreach and matrix"
+        if "matrix" in stage:
+            for values_ in itertools.product(*stage["matrix"].values()):
+                known = {f"item.{k}": v for k, v in zip(stage["matrix"], values_, strict=True)}
+                yield f"{name}@{'-'.join(values_)}", filled({k: v for k, v in stage.items() if k != "matrix"}, known)
+            continue
         if "foreach" not in stage:
             yield name, stage
             continue
@@ -159,6 +165,7 @@ def run_stage(stage, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries that notebooks load; theirs to care about
+@pytest.mark.timeout(1200)  # two and a half minutes on a quiet machine
 def test_every_stage_runs_from_images_to_figures(world, monkeypatch):
     study = StudyConfig.read(world / "small.yaml")
     chosen = {}
@@ -225,18 +232,10 @@ def test_settings_are_the_papers(backbone):
         cell.method.tokens.n_transmitted(shape.n_patches)
 
 
-@pytest.mark.parametrize("stage", ["run", "sweep"])
-def test_every_backbone_has_a_stage_for_each_method_and_sweep(stage):
-    listed_as = {"run": "methods", "sweep": "sweep"}[stage]
+def test_every_backbone_has_a_stage_for_each_method_and_sweep():
     study = StudyConfig.read(STUDY / "small.yaml")
-    planned = {"run": study.methods, "sweep": study.sweeps}[stage]
-    listed = STAGES[stage]["foreach"]
-    assert list(listed) == [f"{backbone}-{key}" for backbone in BACKBONES for key in planned]
-    of = {backbone: [] for backbone in BACKBONES}
-    for key, item in listed.items():
-        assert key == f"{item['backbone']}-{item[listed_as]}"
-        of[item["backbone"]].append({k: v for k, v in item.items() if k != "backbone"})
-    assert of["small"] == of["base"] == of["large"]
+    assert STAGES["run"]["matrix"] == {"backbone": list(BACKBONES), "method": list(study.methods)}
+    assert STAGES["sweep"]["matrix"] == {"backbone": list(BACKBONES), "sweep": list(study.sweeps)}
 
 
 def test_toy_runs_nothing_that_the_real_study_does_not_have(tmp_path):

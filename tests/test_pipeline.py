@@ -1,6 +1,5 @@
 """The stage scripts and what dvc.yaml says about them, as a user meets them."""
 
-import itertools
 import json
 import os
 import re
@@ -261,12 +260,12 @@ def test_a_notebook_shows_its_runs_and_which_failed(diverging, monkeypatch, caps
 
 def test_a_stage_says_at_the_end_which_runs_failed(tmp_path):
     failed = make_record().model_copy(update={"status": "failed", "error": "the loss is nan", "history": ()})
-    failed.write(tmp_path / "records" / "digits" / "sflora" / "iid-seed0.failed.json")
+    failed.write(tmp_path / "records" / "sflora" / "digits" / "iid-seed0.failed.json")
     notebook = notebook_of(tmp_path / "n.ipynb")
     outcome = script("notebook.py", notebook, tmp_path / "o.ipynb", "-p", f"records_dir={tmp_path / 'records'}")
     assert outcome.returncode == 0
     one, last = outcome.stderr.splitlines()
-    assert one.endswith("sflora/iid-seed0.failed.json: the loss is nan")
+    assert one.endswith("sflora/digits/iid-seed0.failed.json: the loss is nan")
     assert last == "WARNING 1 runs failed; tables and figures go without them and say so"
 
 
@@ -274,11 +273,9 @@ def test_committed_records_are_read_and_not_run_again(tmp_path):
     path = tmp_path / "params.yaml"
     study = study_values(seeds=[0], partitions={"iid": {"name": "iid"}})
     path.write_text(yaml.safe_dump(study))
-    stages = {"whole": {"methods": "fed_lora"}, "rest": {"methods": ",".join(study["methods"].keys() - {"fed_lora"})}}
-    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"run": {"foreach": stages}}}))
     notebook = [ROOT / "notebooks" / "fed_lora.ipynb", tmp_path / "executed.ipynb", "--params", path]
     stage = ["-p", "methods=[fed_lora]", "-p", "partitions=null", "-p", "seeds=null"]
-    outcome = script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'first' / 'whole'}")
+    outcome = script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'first'}")
     assert outcome.returncode == 0, outcome.stderr
     joined = tmp_path / "records.jsonl"
     assert script("collect.py", tmp_path / "first", joined, "--params", path).returncode == 0
@@ -288,21 +285,8 @@ def test_committed_records_are_read_and_not_run_again(tmp_path):
     after = tmp_path / "second" / before.relative_to(tmp_path / "first")
     laid = after.read_bytes()
     assert json.loads(laid) == json.loads(before.read_bytes())
-    script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'second' / 'whole'}")
+    script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'second'}")
     assert after.read_bytes() == laid, "a second training would have other clocks"
-
-
-def test_committed_records_need_the_stages_they_belong_to(tmp_path, params):
-    joined = ROOT / "results" / "digits" / "records.jsonl"
-    outcome = script("prepare.py", "records", joined, tmp_path / "out", "--params", params)
-    assert_one_line_error(outcome, "dvc.yaml has no run stages")
-    (tmp_path / "dvc.yaml").write_text("stages: {run: {foreach: {mine: {methods: none_of_them}}}}")
-    outcome = script("prepare.py", "records", joined, tmp_path / "out", "--params", params)
-    assert_one_line_error(outcome, "no run stage lists method 'fed_lora' on digits")
-    (tmp_path / "dvc.yaml").write_text("stages:\n  run: {foreach: {}}\n  run: {foreach: {}}")
-    outcome = script("prepare.py", "records", joined, tmp_path / "out", "--params", params)
-    assert_one_line_error(outcome, "dvc.yaml, line 3: key 'run' is there twice, first in line 2")
-    assert not (tmp_path / "out").exists()
 
 
 def test_collect_keeps_the_newer_of_two_records_of_one_run(tmp_path):
@@ -380,19 +364,18 @@ def test_a_changed_docstring_changes_no_revision_and_a_raised_one_does(tmp_path)
 
 
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
-def test_every_method_has_one_stage_and_every_stage_a_notebook(dvc_yaml):
+def test_every_method_has_a_stage_and_every_stage_a_notebook(dvc_yaml):
     study = yaml.safe_load((dvc_yaml.parent / "params.yaml").read_text())
-    stages = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]["foreach"]
-    if stages == "${methods}":
-        stages = {key: {"notebook": "methods", "methods": key} for key in study["methods"]}
-    listed = [
-        (stage.get("dataset", next(iter(study["datasets"]))), method)
-        for stage in stages.values()
-        for method in stage["methods"].split(",")
-    ]
-    assert sorted(listed) == sorted(itertools.product(study["datasets"], study["methods"]))
-    for stage in stages.values():
-        assert (ROOT / "notebooks" / f"{stage['notebook']}.ipynb").exists()
+    run = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]
+    if "matrix" in run:
+        assert {name: sorted(values) for name, values in run["matrix"].items()} == {
+            "dataset": sorted(study["datasets"]),
+            "method": sorted(study["methods"]),
+        }
+    elif run["foreach"] != "${methods}":
+        assert run["foreach"].keys() == study["methods"].keys()
+        for stage in run["foreach"].values():
+            assert (ROOT / "notebooks" / f"{stage['notebook']}.ipynb").exists()
 
 
 @pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)

@@ -328,6 +328,20 @@ def test_committed_files_hold_no_clock_or_host_and_repeat_to_the_byte(tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
+def test_a_summary_has_every_method_and_no_accuracy_where_runs_diverged():
+    records = [make_record(accuracies=[0.5 + seed / 100], seed=seed) for seed in range(3)]
+    others = [lost(make_record("lost", seed=seed), 5.0) for seed in range(2)]
+    found = runs.summary([*records, *others])["digits"]["iid"]
+    assert found["sflora"] == {
+        "accuracy_percent": 51.0,
+        "uplink_mib": 1.00098,
+        "total_mib": found["sflora"]["total_mib"],
+        "seeds": 3,
+    }
+    assert "accuracy_percent" not in found["lost"]
+    assert found["lost"]["seeds"] == 2
+
+
 # style and figures
 
 

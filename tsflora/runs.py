@@ -80,7 +80,7 @@ def run_cells(
 
 def record_path(folder: Path, cell: ExperimentConfig) -> Path:
     """Where a cell's record lies."""
-    return folder / cell.dataset_name / cell.method_key / f"{cell.partition_name}-seed{cell.seed}.json"
+    return folder / cell.method_key / cell.dataset_name / f"{cell.partition_name}-seed{cell.seed}.json"
 
 
 def workers_of(settings: Settings) -> int:

@@ -8,7 +8,7 @@ from tsflora.analysis.runs.plans import plans_frame
 from tsflora.analysis.runs.points import accuracies_of, method_records, settings_frame
 from tsflora.analysis.runs.setting import setting, setting_sentence
 from tsflora.analysis.runs.statistics import Interval, PairedDifference, mean_interval, paired_difference
-from tsflora.analysis.runs.summaries import accuracy_differences, accuracy_means, traffic_means
+from tsflora.analysis.runs.summaries import accuracy_differences, accuracy_means, summary, traffic_means
 from tsflora.analysis.runs.sweep_means import (
     accuracy_by_bits_means,
     accuracy_by_cut_means,
@@ -45,6 +45,7 @@ __all__ = [
     "setting",
     "setting_sentence",
     "settings_frame",
+    "summary",
     "tradeoff_frame",
     "traffic_means",
     "write_jsonl",

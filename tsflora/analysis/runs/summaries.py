@@ -135,3 +135,26 @@ def traffic_means(records: Sequence[RunRecord], reference: str = REFERENCE) -> p
         sent_mib = paired[f"{part}_mib"].where(paired[f"{part}_mib"] > 0)
         paired[f"{part}_ratio"] = paired[f"{part}_mib_reference"] / sent_mib
     return paired.groupby([*CELL, "label"], sort=False)[numbers].mean().reset_index()
+
+
+def summary(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """Accuracy in percent and MiB of a device and round, by data set, partition and method: what `dvc metrics` shows.
+
+    Six digits that count; an accuracy is missing where runs diverged.
+
+    Raises:
+        DataError: as `runs_frame`.
+    """
+    found: dict[str, Any] = {}
+    joined = accuracy_means(records).merge(traffic_means(records).drop(columns="label"), on=CELL)
+    for row in joined.to_dict("records"):
+        numbers = {
+            "accuracy_percent": 100 * row["mean"],
+            "uplink_mib": row["uplink_mib"],
+            "total_mib": row["total_mib"],
+        }
+        cell = found.setdefault(row["dataset"], {}).setdefault(row["partition"], {})
+        cell[row["method"]] = {
+            name: float(f"{value:.6g}") for name, value in numbers.items() if not math.isnan(value)
+        } | {"seeds": row["n"]}
+    return found
