@@ -1,0 +1,214 @@
+"""What the pages under docs/ show is what is there: their files run and conform, their links lead somewhere."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_components
+import test_ends
+import torch
+import yaml
+from conftest import small_config
+
+from tsflora import plugins
+from tsflora.compression import (
+    Kind,
+    TensorCodec,
+    adapter_codecs,
+    codecs,
+    gradient_codecs,
+    quantizers,
+    token_reducers,
+)
+from tsflora.data import data_sources, partitions, tasks
+from tsflora.errors import DataError, FrameError
+from tsflora.experiment import run
+from tsflora.federation import algorithms, schedulers
+from tsflora.study import StudyConfig
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+EXTENDING = (DOCS / "extending.md").read_text()
+EXAMPLES = {
+    name: (code, yaml.safe_load(study) if study else None)
+    for code, name, study in re.findall(
+        r"```python\n(# (\w+\.py)\n.*?)```(?:\n\n```yaml\n(.*?)```)?", EXTENDING, re.DOTALL
+    )
+}
+"""The files of the page by name, and the piece of a params.yaml that uses each."""
+SORTS = {
+    "sign.py": quantizers,
+    "evenly.py": token_reducers,
+    "centred.py": codecs,
+    "strongest.py": gradient_codecs,
+    "joined.py": adapter_codecs,
+    "warm_up.py": schedulers,
+    "largest_first.py": algorithms,
+    "power_law.py": partitions,
+    "arrays.py": data_sources,
+    "smoothed.py": tasks,
+}
+SUITE = {
+    quantizers: test_components.check_quantizer,
+    token_reducers: test_components.check_reducer,
+    codecs: test_ends.test_every_codec_keeps_the_law_of_both_ends,
+    gradient_codecs: test_ends.test_every_gradient_codec_keeps_its_contract,
+    adapter_codecs: test_ends.test_every_adapter_codec_keeps_its_contract,
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write an example where its reader would, load it, and say where it lies."""
+
+    def write(name: str) -> Path:
+        (tmp_path / name).write_text(EXAMPLES[name][0])
+        plugins.load_plugins([name], tmp_path)
+        return tmp_path / name
+
+    return write
+
+
+def test_every_block_of_python_is_a_file_that_is_tested():
+    assert EXAMPLES.keys() == SORTS.keys()
+    assert EXTENDING.count("```python") == len(EXAMPLES)
+    for registry in SORTS.values():
+        assert f"`{registry.group}`" in EXTENDING
+
+
+@pytest.mark.parametrize("name", SORTS)
+def test_an_example_conforms(written, settings, name):
+    path, registry = written(name), SORTS[name]
+    key = path.stem
+    assert key in registry.classes()
+    for options in getattr(registry.classes()[key], "examples", ()):
+        if registry in SUITE:
+            SUITE[registry](key, dict(options))
+        elif registry is schedulers:
+            test_ends.test_every_scheduler_plans_for_everyone_or_says_why_not(settings, key, dict(options))
+    if registry is tasks:
+        test_ends.test_every_task_says_what_it_measures(key)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, study) in EXAMPLES.items() if study])
+def test_a_study_runs_with_an_example(written, settings, tmp_path, name):
+    path, added = written(name), EXAMPLES[name][1]
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (400, 28, 28, 3), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(400) % 10)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["training"]["rounds"] = 2 if name == "centred.py" else 1
+    values = {**values, "sweeps": {}, "seeds": [0], "partitions": {"iid": "iid"}, "plugins": [path.name], **added}
+    values["datasets"] = added.get("datasets", {"digits": {"name": "digits", "train_size": 200, "test_size": 50}})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    study = StudyConfig.read(tmp_path / "params.yaml")
+    method = next(iter(added["methods"])) if "methods" in added else "tsflora_8bit_30"
+    (cell,) = study.cells(methods=method)
+    record = run(cell, settings.model_copy(update={"data_dir": tmp_path}))
+    assert path.stem in cell.model_dump_json()
+    assert record.final.accuracy is not None
+    if name == "centred.py":
+        assert record.final.downlink_bytes["control"] > 0
+    if name == "power_law.py":
+        assert record.shard_sizes[0] > 5 * record.shard_sizes[-1]
+    if name != "smoothed.py":
+        assert any(path.stem in key for key in record.basis.sources) or name in ("power_law.py", "arrays.py")
+
+
+def test_the_sign_takes_any_precision_and_refuses_a_foreign_scale(written):
+    written("sign.py")
+    sign = quantizers.build("sign")
+    codec = TensorCodec(sign, Kind.ACTIVATIONS)
+    x = torch.randn(4, 30, 64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    frame = codec.encode(x, torch.Generator())
+    assert torch.equal(codec.decode(frame).sign(), x.sign())
+    assert len(frame) < 4 * 30 * 64 / 8 + 64
+    half = sign.dequantize(sign.quantize(x.to(torch.bfloat16), torch.Generator()))
+    assert half.dtype == torch.float32, "also from a model in half precision"
+    codes, scale = sign.quantize(x, torch.Generator())
+    scale.values[0] = float("nan")
+    with pytest.raises(FrameError, match="finite"):
+        sign.dequantize([codes, scale])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_sign_takes_tensors_of_a_gpu(written):
+    written("sign.py")
+    sign, x = quantizers.build("sign"), torch.randn(3, 5)
+    there = sign.forward(x.cuda(), torch.Generator("cuda"))
+    assert there.is_cuda
+    assert torch.equal(there.cpu(), sign.forward(x, torch.Generator()))
+
+
+def test_fewer_bits_cost_less_once_the_mean_is_taken_off(written):
+    """What the codec with memory is for: at equal bits, less error after the server told the mean."""
+    written("centred.py")
+    codec = codecs.build({"name": "centred", "quantizer": {"name": "uniform", "bits": 4}})
+    sender, receiver = codec.sender(), codec.receiver(test_ends.N_PATCHES)
+    offset = 10 * torch.randn(test_ends.N_PATCHES + 1, test_ends.DIM, generator=torch.Generator().manual_seed(1))
+    errors = []
+    for step in range(2):
+        x = test_ends.seen(f"offset {step}")
+        x.tokens.values.data += offset
+        _, frame = sender.send(x, np.arange(4), test_ends.draw(step))
+        errors.append(float((receiver.receive(frame, 0).values - x.tokens.values).detach().norm()))
+        sender.absorb(receiver.news())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_file_that_is_no_array_is_one_line(written, tmp_path):
+    written("arrays.py")
+    source = data_sources.build({"name": "arrays", "file": "mine.npz"})
+    for content in (None, b"PK\x03\x04 cut", b"nothing"):
+        if content is not None:
+            (tmp_path / "mine.npz").write_bytes(content)
+        with pytest.raises(DataError, match="needs the arrays images and labels") as error:
+            source.load(tmp_path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_run_takes_the_task(written, settings):
+    written("smoothed.py")
+    plain, smoothed = (run(small_config(task=name), settings) for name in ("image_classification", "smoothed"))
+    assert smoothed.final.train_loss != plain.final.train_loss
+
+
+def test_the_conformance_suite_takes_the_file_as_the_page_says(tmp_path):
+    (command,) = re.findall(r"^pytest (tests/.* --plugin sign\.py -k sign)$", EXTENDING, re.MULTILINE)
+    path = tmp_path / "sign.py"
+
+    def outcome(text: str):
+        path.write_text(text)
+        arguments = command.replace("sign.py", str(path)).replace("-k sign", "-k sign-").split()
+        command_line = [sys.executable, "-m", "pytest", *arguments]
+        return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    code = EXAMPLES["sign.py"][0]
+    careless = code.replace("if not scale.isfinite()", "if False").replace('name = "sign"', 'name = "sign-careless"')
+    assert "1 failed, 1 passed" in outcome(f"{code}\n{careless}").stdout
+    assert outcome("1 / 0").stderr.strip() == f"ERROR: plugins: ZeroDivisionError: division by zero ({path}:1)"
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """What `page.md#...` may point to: headings as a renderer of Markdown names them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    for target in targets:
+        file, _, anchor = target.partition("#")
+        if file.startswith("http"):
+            continue
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {target}"
