@@ -14,6 +14,7 @@ import yaml
 from conftest import small_config
 
 from tsflora import plugins
+from tsflora.analysis.costs import Deployment, VitShape, Workload, plan_of, traffic
 from tsflora.compression import (
     Kind,
     TensorCodec,
@@ -212,3 +213,32 @@ def test_links_lead_somewhere(page):
         path = (page.parent / file).resolve() if file else page
         assert path.exists(), f"{page.name}: {target}"
         assert not anchor or anchor in anchors(path), f"{page.name}: {target}"
+
+
+def test_one_step_trains_and_sends_what_the_cost_model_says():
+    command = [sys.executable, "-W", "error", str(DOCS / "one_step.py")]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    steps = re.findall(r"^step +(\d+)  loss ([0-9.]+)  up (\d+)  down (\d+) bytes$", output, re.MULTILINE)
+    losses = [float(loss) for _, loss, *_ in steps]
+    assert losses[-1] < 0.5 * losses[0]
+    eight_bits = {"name": "uniform", "bits": 8}
+    plan = plan_of(
+        "sflora",
+        tokens={"name": "top_k_merge", "n_tokens": 30},
+        quantizer=eight_bits,
+        gradient_quantizer=eight_bits,
+    )
+    expected = traffic(
+        Deployment(
+            VitShape.of("vit_micro_patch4_28", n_classes=10),
+            plan.model_copy(update={"adapter": None}),
+            cut=2,
+            workload=Workload(n_samples=16, batch_size=16),
+        )
+    )
+    assert {(int(up), int(down)) for *_, up, down in steps} == {(expected.uplink_bytes, expected.downlink_bytes)}
+    n_steps = int(steps[-1][0]) + 1
+    total = (
+        f"{n_steps} steps: {n_steps * expected.uplink_bytes} bytes up, {n_steps * expected.downlink_bytes} bytes down"
+    )
+    assert output.splitlines()[-1] == total
