@@ -15,20 +15,25 @@ from conftest import small_config
 
 from tsflora import plugins
 from tsflora.analysis.costs import Deployment, VitShape, Workload, plan_of, traffic
+from tsflora.analysis.tour.anatomy import frame_fields
 from tsflora.compression import (
     Kind,
     TensorCodec,
     adapter_codecs,
     codecs,
+    encode_labels,
     gradient_codecs,
     quantizers,
     token_reducers,
 )
 from tsflora.data import data_sources, partitions, tasks
 from tsflora.errors import DataError, FrameError
-from tsflora.experiment import run
-from tsflora.federation import algorithms, schedulers
+from tsflora.experiment import assemble, run
+from tsflora.federation import DeviceRound, InProcessFleet, algorithms, schedulers
+from tsflora.records import KINDS, Basis, Geometry, Provenance, Round, RunRecord
+from tsflora.settings import Settings
 from tsflora.study import StudyConfig
+from tsflora.wire import MAX_CODED_ENTRIES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -242,3 +247,78 @@ def test_one_step_trains_and_sends_what_the_cost_model_says():
         f"{n_steps} steps: {n_steps * expected.uplink_bytes} bytes up, {n_steps * expected.downlink_bytes} bytes down"
     )
     assert output.splitlines()[-1] == total
+
+
+STUDIES = (DOCS / "studies.md").read_text()
+
+
+def test_the_methods_of_the_studies_page_are_methods():
+    (methods,) = re.findall(r"```yaml\n(methods:.*?)```", STUDIES, re.DOTALL)
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    added = yaml.safe_load(methods)["methods"]
+    study = StudyConfig.parse({**values, "methods": added, "sweeps": {}}, "studies.md")
+    assert {cell.method_key for cell in study.cells()} == added.keys()
+
+
+def test_the_python_of_the_studies_page_runs(monkeypatch, capsys, settings):
+    monkeypatch.chdir(ROOT)
+    for block in re.findall(r"```python\n(.*?)```", STUDIES, re.DOTALL):
+        exec(compile(block, "studies.md", "exec"), {})
+    one, *records = capsys.readouterr().out.splitlines()
+    assert float(one) > 0.8
+    assert len(records) == 3
+
+
+@pytest.mark.parametrize("cls", [RunRecord, Round, Basis, Geometry, Provenance, DeviceRound], ids=lambda c: c.__name__)
+def test_every_field_of_a_record_is_explained(cls):
+    for name in cls.model_fields:
+        assert f"`{name}`" in STUDIES or (cls is DeviceRound and name == "device"), name
+    for kind in KINDS:
+        assert f"`{kind}`" in STUDIES
+
+
+def test_every_setting_is_explained():
+    named = set(re.findall(r"^\| `TSFLORA_(\w+)` \|", STUDIES, re.MULTILINE))
+    assert named == {name.upper() for name in Settings.model_fields}
+
+
+WIRE = (DOCS / "wire.md").read_text()
+
+
+def frames_of_the_wire_page() -> list[bytes]:
+    """Each example in words, made by the library."""
+    one_hot = torch.zeros(1, 4, 16)
+    one_hot[0, 0, 0] = 1
+    three_bits = {"name": "uniform", "bits": 3, "rounding": "nearest"}
+    coded = {"name": "entropy_coded", "quantizer": {"name": "uniform", "bits": 8, "rounding": "nearest"}}
+    pairs = ((three_bits, torch.arange(8.0).reshape(1, 2, 4)), (coded, one_hot))
+    return [
+        encode_labels(torch.tensor([3, 1, 4, 1, 5]), 10),
+        *(TensorCodec(quantizers.build(q), Kind.ACTIVATIONS).encode(x, torch.Generator()) for q, x in pairs),
+    ]
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_the_bytes_of_the_wire_page_are_those_of_a_frame(index):
+    blocks = re.findall(r"```text\n(.*?)```", WIRE, re.DOTALL)
+    assert len(blocks) == 3
+    shown = [re.match(r"((?:[0-9a-f]{2} ?)+) {2,}\S", line) for line in blocks[index].splitlines()]
+    assert all(shown), "each line is bytes and their meaning"
+    frame = frames_of_the_wire_page()[index]
+    assert b"".join(bytes.fromhex(line[1]) for line in shown) == frame
+    fields = [field for field in frame_fields(frame) if field.part != "payload"]
+    assert len(fields) <= len(shown)
+    before = WIRE[: WIRE.index(blocks[index])].rsplit("###", 1)[1]
+    assert f"{len(frame)} bytes" in before or f"frame {len(frame)}" in before
+
+
+def test_the_wire_page_names_every_kind_format_and_verb(settings):
+    for kind in Kind:
+        assert f"{kind.value} {kind.name.lower()}" in WIRE
+        assert f"\n| {kind.name.lower()} |" in WIRE
+    devices, _ = assemble(small_config(), settings)
+    verbs = set(re.findall(r"^\| `(\w+)` \| [a-z]", WIRE.split("## A message")[1], re.MULTILINE))
+    assert verbs == set(InProcessFleet(devices).device(0)._verbs)
+    for name in ("float32", "float16", "uniform", "rotated", "entropy_coded"):
+        assert f"`{name}`" in WIRE
+    assert f"2^{MAX_CODED_ENTRIES.bit_length() - 1} entries" in WIRE
