@@ -1,5 +1,6 @@
 """What the pages under docs/ show is what is there: their files run and conform, their links lead somewhere."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import test_ends
 import torch
 import yaml
 from conftest import small_config
+from pydantic.fields import FieldInfo
 
 from tsflora import plugins
 from tsflora.analysis.costs import Deployment, VitShape, Workload, plan_of, traffic
@@ -23,13 +25,23 @@ from tsflora.compression import (
     codecs,
     encode_labels,
     gradient_codecs,
+    measure,
     quantizers,
     token_reducers,
 )
+from tsflora.config import Component
 from tsflora.data import data_sources, partitions, tasks
 from tsflora.errors import DataError, FrameError
 from tsflora.experiment import assemble, run
-from tsflora.federation import DeviceRound, InProcessFleet, algorithms, schedulers
+from tsflora.federation import (
+    DeviceRound,
+    InProcessFleet,
+    OptimizerConfig,
+    TrainingConfig,
+    algorithms,
+    schedulers,
+)
+from tsflora.models import LoraConfig
 from tsflora.records import KINDS, Basis, Geometry, Provenance, Round, RunRecord
 from tsflora.settings import Settings
 from tsflora.study import StudyConfig
@@ -322,3 +334,75 @@ def test_the_wire_page_names_every_kind_format_and_verb(settings):
     for name in ("float32", "float16", "uniform", "rotated", "entropy_coded"):
         assert f"`{name}`" in WIRE
     assert f"2^{MAX_CODED_ENTRIES.bit_length() - 1} entries" in WIRE
+
+
+METHODS = (DOCS / "methods.md").read_text()
+ROWS = {
+    (name, option): default.strip(" `")
+    for name, option, default in re.findall(r"^\| `([^`]+)` \| `?([^`|]+?)`? \|([^|]*)\|", METHODS, re.MULTILINE)
+}
+"""Default by component and option, as the tables of the page have it."""
+SHARED = {"min_samples", "max_samples", "train_size", "test_size", "held_back"}
+"""Options of all partitions and all data sources, in the sentences below their tables."""
+
+
+def as_shown(field: FieldInfo) -> set[str]:
+    """How a table may show a default."""
+    if field.is_required():
+        return {"required"}
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, Component):
+        return {default.name}
+    if isinstance(default, tuple):
+        return {"Table II"} if default == schedulers.build("deadline").fractions else {"`, `".join(default)}
+    return {"null", "all"} if default is None else {json.dumps(default).strip('"')}
+
+
+@pytest.mark.parametrize(
+    ("registry", "prefix"),
+    [
+        *(
+            (registry, "")
+            for registry in (algorithms, token_reducers, quantizers, schedulers, partitions, data_sources)
+        ),
+        *((registry, f"{word}: ") for registry, word in ((codecs, "codec"), (gradient_codecs, "gradient"))),
+        (adapter_codecs, "adapter: "),
+    ],
+    ids=lambda value: getattr(value, "sort", ""),
+)
+def test_the_methods_page_has_every_component_with_its_options_and_defaults(registry, prefix):
+    for name, cls in registry.classes().items():
+        if not cls.__module__.startswith("tsflora."):
+            continue
+        fields = {key: field for key, field in cls.model_fields.items() if key not in SHARED}
+        rows = {option: default for (shown, option), default in ROWS.items() if shown == f"{prefix}{name}"}
+        assert rows.keys() == (fields.keys() or {"–"}), name
+        for key, field in fields.items():
+            assert rows[key] in as_shown(field), f"{name}.{key}"
+    assert not SHARED - set(re.findall(r"`(\w+)`", METHODS))
+
+
+def test_the_methods_page_has_every_setting_of_training():
+    section = METHODS.split("## Training\n")[1].split("\n## ")[0]
+    shown = dict(re.findall(r"^\| `([a-z_.]+)` \| `(.+?)` \| [^|]+ \|$", section, re.MULTILINE))
+    fields = {f"training.{name}": field for name, field in TrainingConfig.model_fields.items() if name != "optimizer"}
+    fields |= {f"training.optimizer.{name}": field for name, field in OptimizerConfig.model_fields.items()}
+    fields |= {f"lora.{name}": field for name, field in LoraConfig.model_fields.items()}
+    fields["cut"] = StudyConfig.model_fields["cut"]
+    assert shown.keys() == fields.keys()
+    for name, field in fields.items():
+        assert shown[name] in as_shown(field), name
+
+
+def test_the_uplink_formula_of_the_methods_page_is_the_payload():
+    codec = codecs.build(
+        {
+            "name": "tokens",
+            "tokens": {"name": "top_k_merge", "n_tokens": 5},
+            "quantizer": {"name": "uniform", "bits": 6},
+        }
+    )
+    _, frame = codec.sender().send(test_ends.seen("x"), np.arange(4), test_ends.draw("y"))
+    assert measure(frame).payload_bytes == 4 * 5 * test_ends.DIM * 6 / 8
+    assert "6.67 for 30 of 50 tokens at 8 bits" in METHODS
+    assert round(50 * 32 / (30 * 8), 2) == 6.67
