@@ -232,9 +232,30 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(path), f"{page.name}: {target}"
 
 
+def test_the_python_of_the_deployment_page_prints_what_it_shows(monkeypatch, capsys, settings):
+    monkeypatch.chdir(ROOT)
+    page = (DOCS / "deployment.md").read_text()
+    costs, model = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (shown,) = re.findall(r"```\n(up .*?)```", page, re.DOTALL)
+    exec(compile(costs, "deployment.md", "exec"), {})
+    assert capsys.readouterr().out == shown
+    exec(compile(model, "deployment.md", "exec"), {})
+    on, predicted = capsys.readouterr().out.splitlines()
+    records = map(json.loads, (ROOT / "results/digits/records.jsonl").read_text().splitlines())
+    names = ("tsflora_8bit_30", "iid", 0)
+    (record,) = (r for r in records if (r["method"], r["partition"], r["seed"]) == names)
+    # On one kind of machine the numbers are the record's to the bit; 200 test images leave room for another's.
+    assert abs(float(on.split()[0]) - record["history"][-1]["accuracy"]) < 0.02
+    found, labels = (json.loads(part + "]") for part in predicted.split("]")[:2])
+    assert sum(a == b for a, b in zip(found, labels, strict=True)) >= 6
+
+
 def test_one_step_trains_and_sends_what_the_cost_model_says():
     command = [sys.executable, "-W", "error", str(DOCS / "one_step.py")]
     output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    (shown,) = re.findall(r"It prints:\n\n```\n(.*?)```", (DOCS / "one_step.md").read_text(), re.DOTALL)
+    # The last digits of a loss may differ by machine; bytes may not.
+    assert re.sub(r"loss [0-9.]+", "", output) == re.sub(r"loss [0-9.]+", "", shown)
     steps = re.findall(r"^step +(\d+)  loss ([0-9.]+)  up (\d+)  down (\d+) bytes$", output, re.MULTILINE)
     losses = [float(loss) for _, loss, *_ in steps]
     assert losses[-1] < 0.5 * losses[0]
