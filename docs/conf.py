@@ -4,7 +4,10 @@ import re
 import shutil
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 import tsflora.models  # noqa: F401  (before anything imports timm)
 
@@ -16,6 +19,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["conf.py"]
 html_theme = "furo"
 html_title = "tsflora"
+html_math_renderer = "mathml"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # links to headings, as other renderers of Markdown make them
@@ -23,8 +27,8 @@ nb_execution_mode = "off"  # they train; the pipeline executes them
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_default_options = {"members": True}
+autodoc_typehints = "none"
+autodoc_default_options = {"members": True, "exclude-members": "model_config"}
 default_role = "code"
 
 linkcheck_timeout = 20
@@ -53,8 +57,21 @@ def escape_bars(*event: object) -> None:
     lines[:] = [line.replace("|", "\\|") for line in lines]
 
 
+def write_math(translator: HTML5Translator, node: nodes.math) -> None:
+    """Formulas as MathML, which browsers draw by themselves: the site needs no network."""
+    translator.body.append(convert(node.astext(), display="inline"))
+    raise nodes.SkipNode
+
+
+def write_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
+    """As `write_math`, on lines of its own."""
+    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
+    app.add_html_math_renderer("mathml", (write_math, None), (write_math_block, None))
     app.connect("config-inited", lay_notebooks)
     app.connect("source-read", link_tables)
     app.connect("autodoc-process-docstring", escape_bars)
