@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 # One run computes on one thread; cells run side by side. More threads would only fight each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: repro test lint lab clean
+.PHONY: repro test lint lab docs linkcheck clean
 
 repro: .venv/.installed
 	$(PYTHON) -m dvc repro
@@ -27,6 +27,17 @@ lint: .venv/.installed
 lab: .venv/.installed
 	$(PYTHON) -m jupyterlab notebooks
 
+# The site, into build/docs; warnings are errors. Links to other places are looked up by linkcheck alone.
+docs: .venv/.docs
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs build/docs
+
+linkcheck: .venv/.docs
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet --builder linkcheck docs build/linkcheck
+
+.venv/.docs: .venv/.installed requirements-docs.lock
+	$(PYTHON) -m pip install --quiet --no-deps --requirement requirements-docs.lock
+	touch $@
+
 .venv/.installed: requirements.lock pyproject.toml
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --quiet --requirement requirements.lock
@@ -34,4 +45,4 @@ lab: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv build docs/notebooks
