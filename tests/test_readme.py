@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_components import check_quantizer
 
 from tsflora import plugins
 from tsflora.compression import Kind, TensorCodec, quantizers
+from tsflora.conformance import check_quantizer
 from tsflora.errors import FrameError
 from tsflora.study import StudyConfig
 
