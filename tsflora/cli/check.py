@@ -33,8 +33,9 @@ def check(
 ) -> None:
     """Validate a study; show what is done and what it will take.
 
-    MiB are those of one device in one round, headers included, and equal what a run counts. Where they depend on the
-    data the column says "measured": only a run can tell.
+    MiB are all bytes of one device in one round, as a run counts them; a range where runs of a row differ, and of a
+    device with the mean number of images where that is drawn. "once": images travel once. "measured": the size depends
+    on the data, and only a run can tell.
     """
     from tsflora.analysis.runs.coverage import coverage_sentence
     from tsflora.analysis.sizing.hours import dataset_shape
@@ -136,7 +137,8 @@ def _hours(study: "StudyConfig", n_steps: int, settings: "Settings") -> Mapping[
 
     rates = measure_study(study, n_steps, settings, data_dir=settings.data_dir)
     sizes = size_study(study, settings.data_dir)
-    total_h, times = 0.0, {}
+    total_h = 0.0
+    times: dict[tuple[str, str], str] = {}
     for dataset in study.datasets:
         frame = hours_frame([size for size in sizes if size.dataset == dataset], rates, workers_of(settings))
         times |= {(dataset, str(name)): _duration(time_h) for name, time_h in frame["total_h"].items()}

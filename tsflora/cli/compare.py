@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,51 +48,50 @@ def compare(
     what it depends on has changed, the text of MINE.py included.
     """
     from tsflora.analysis.runs.collection import separate
+    from tsflora.plugins import load_plugins
     from tsflora.runs import run_cells
     from tsflora.settings import Settings
 
     study = read_study(params)
-    study, key = _with_mine(study, mine, quantizer, method, against)
-    where = dataset or next(iter(study.datasets))
-    cells = study.cells(where, [*against, key], partition, seed or study.seeds[:3])
+    plugins = load_plugins([] if mine is None else [str(mine)], Path())
+    key, own = _own_method(quantizer, method, study)
+    if key in against:
+        raise ConfigError(f"--against {key}: this is your method itself; name another one")
+    changes = {"methods": {**study.methods, key: own}, "plugins": tuple(dict.fromkeys([*study.plugins, *plugins]))}
+    study = study.model_copy(update=changes)
+    cells = study.cells(dataset or next(iter(study.datasets)), [*against, key], partition, seed or study.seeds[:3])
     found = separate(run_cells(cells, Settings.from_environment(), output / "records"))
     _write(found.complete, cells, key, against, output)
     typer.echo(f"tables, figure and records -> {output}")
+    if found.failed:
+        raise typer.Exit(1)
 
 
-def _with_mine(
-    study: "StudyConfig", file: Path | None, quantizer: str | None, method: str | None, against: Sequence[str]
-) -> "tuple[StudyConfig, str]":
-    """The study with the user's method and components, and the method's key."""
+def _own_method(quantizer: str | None, method: str | None, study: "StudyConfig") -> "tuple[str, MethodConfig]":
+    """The user's method, and its key.
+
+    Raises:
+        ConfigError: not exactly one of the two is given, or it is not a method.
+    """
+    from tsflora.config import did_you_mean
     from tsflora.params import parse_yaml
-    from tsflora.plugins import load_plugins
-
-    if (quantizer is None) == (method is None):
-        raise ConfigError("what is your method? give --quantizer NAME, or --method with YAML as in params.yaml")
-    plugins = [*study.plugins, *load_plugins([] if file is None else [str(file)], Path())]
-    values: Any = parse_yaml(
-        method if quantizer is None else quantizer, "--quantizer" if method is None else "--method"
-    )
-    key = values if method is not None and isinstance(values, str) else _KEY
-    if key in against:
-        raise ConfigError(f"--against {key} is your method itself; allowed: another one")
-    own = study.methods[key] if key in study.methods and key == values else _method(values, method is None)
-    methods = {**study.methods, key: own}
-    return study.model_copy(update={"methods": methods, "plugins": tuple(dict.fromkeys(plugins))}), key
-
-
-def _method(values: Any, is_quantizer: bool) -> "MethodConfig":
     from tsflora.planned import MethodConfig
 
-    if is_quantizer:
+    where = "your method"
+    if quantizer is not None and method is None:
+        values = parse_yaml(quantizer, "--quantizer")
         name = values.get("name") if isinstance(values, Mapping) else values
-        label = f"SFLora ({name})"
-        return MethodConfig.parse({"label": label, "algorithm": "sflora", "quantizer": values}, "--quantizer")
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"--method: a key of `methods`, or a mapping such as {{algorithm: sflora}}; given: {values!r}"
-        )
-    return MethodConfig.parse(values, "--method")
+        named = {"label": f"SFLora ({name})", "algorithm": "sflora", "quantizer": values}
+        return _KEY, MethodConfig.parse(named, where)
+    if method is None or quantizer is not None:
+        raise ConfigError("what is your method? give --quantizer NAME, or --method with YAML as in params.yaml")
+    values = parse_yaml(method, "--method")
+    if isinstance(values, Mapping):
+        return _KEY, MethodConfig.parse(values, where)
+    if values not in study.methods:
+        allowed = did_you_mean(values, study.methods)
+        raise ConfigError(f"--method: a mapping such as {{algorithm: sflora}}, or a key; given: {values!r}; {allowed}")
+    return values, study.methods[values]
 
 
 def _write(
@@ -130,7 +129,7 @@ def _differences(
     import pandas as pd
 
     from tsflora.analysis.runs import accuracy_differences, partition_label
-    from tsflora.analysis.tables.methods import difference_cell
+    from tsflora.analysis.tables.methods import difference_cell, no_table
 
     numbers = pd.concat(
         [
@@ -138,6 +137,8 @@ def _differences(
             for other in against
         ]
     )
+    if numbers.empty:
+        return no_table("No seed has runs of both."), numbers
     labels = {cell.method_key: cell.label for cell in cells}
     table = pd.DataFrame(
         [

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tsflora.cli.common import PARAMS, read_study
+from tsflora.errors import DataError
 
 
 def report(
@@ -40,6 +41,8 @@ def report(
     from tsflora.analysis.runs.setting import setting
     from tsflora.files import write_atomically
 
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; name the one that tables and figures were written to")
     study = read_study(params)
     runs = None
     if records is not None:
