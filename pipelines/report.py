@@ -1,66 +1,14 @@
-"""Join a study's tables, figures and records into one HTML page that opens offline and can be mailed."""
+"""Join a study's tables, figures and records into one HTML page: `tsflora report` as a stage of this checkout."""
 
 import logging
-from pathlib import Path
-from typing import Annotated
 
 import typer
 from command import one_line_errors
 
-from tsflora.analysis.page.page import Runs, build_page
-from tsflora.analysis.runs.collection import read_jsonl
-from tsflora.analysis.runs.setting import setting
-from tsflora.files import write_atomically
-from tsflora.study import StudyConfig
-
-
-def main(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder with the study's tables and figures; subfolders are sections.")
-    ],
-    output: Annotated[Path, typer.Option(help="The .html file to write.")],
-    records: Annotated[
-        Path | None, typer.Option(help="The study's records, one a line. Without it, the page says nothing of runs.")
-    ] = None,
-    params: Annotated[Path, typer.Option(help="The study's params.yaml: its name, settings and planned runs.")] = Path(
-        "params.yaml"
-    ),
-    title: Annotated[str | None, typer.Option(help="The page's title instead of the study's name.")] = None,
-    section: Annotated[
-        list[str] | None,
-        typer.Option(help="A subfolder, again for each: these come first, in this order, the others after by name."),
-    ] = None,
-    max_width_px: Annotated[int, typer.Option(min=1, help="Wider figures are made narrower.")] = 2100,
-    budget_mib: Annotated[float, typer.Option(min=0, help="Warn when the page is larger than this many MiB.")] = 3.0,
-) -> None:
-    """Write everything in FOLDER as one self-contained page: figures (.png), tables (.md or .csv), raw numbers (.csv).
-
-    An items.json in a folder gives its items' order, titles and captions; where there is none, titles are made of file
-    names. What is missing is marked on the page and named here, and the page is written all the same.
-    """
-    with one_line_errors():
-        study = StudyConfig.read(params)
-        runs = None
-        if records is not None:
-            found = read_jsonl(records)
-            runs = Runs(study.all_cells(), [*found.complete, *found.failed])
-        page = build_page(folder, title or study.name, runs, setting(study), section or (), max_width_px)
-        write_atomically(output, page.html)
-        for notice in page.notices:
-            logging.warning(notice)
-        size_mib = len(page.html) / 2**20
-        if size_mib > budget_mib:
-            logging.warning(
-                "the page has %.2f MiB, over the %g MiB of --budget-mib; a smaller --max-width-px helps; largest: %s",
-                size_mib,
-                budget_mib,
-                ", ".join(page.largest),
-            )
-        print(f"{page.n_items} tables and figures, {size_mib:.2f} MiB -> {output}")
-
+from tsflora.cli.report import report
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
+    app.command()(one_line_errors()(report))
     app()

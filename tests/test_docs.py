@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_components
-import test_ends
 import torch
 import yaml
 from conftest import small_config
@@ -30,6 +28,8 @@ from tsflora.compression import (
     token_reducers,
 )
 from tsflora.config import Component
+from tsflora.conformance import N_PATCHES, cases
+from tsflora.conformance.ends import draw, seen
 from tsflora.data import data_sources, partitions, tasks
 from tsflora.errors import DataError, FrameError
 from tsflora.experiment import assemble, run
@@ -57,6 +57,8 @@ EXAMPLES = {
     )
 }
 """The files of the page by name, and the piece of a params.yaml that uses each."""
+DIM = 6
+"""Width of the tokens that the conformance suite makes."""
 SORTS = {
     "sign.py": quantizers,
     "evenly.py": token_reducers,
@@ -68,13 +70,6 @@ SORTS = {
     "power_law.py": partitions,
     "arrays.py": data_sources,
     "smoothed.py": tasks,
-}
-SUITE = {
-    quantizers: test_components.check_quantizer,
-    token_reducers: test_components.check_reducer,
-    codecs: test_ends.test_every_codec_keeps_the_law_of_both_ends,
-    gradient_codecs: test_ends.test_every_gradient_codec_keeps_its_contract,
-    adapter_codecs: test_ends.test_every_adapter_codec_keeps_its_contract,
 }
 
 
@@ -98,17 +93,13 @@ def test_every_block_of_python_is_a_file_that_is_tested():
 
 
 @pytest.mark.parametrize("name", SORTS)
-def test_an_example_conforms(written, settings, name):
-    path, registry = written(name), SORTS[name]
-    key = path.stem
+def test_an_example_conforms(written, name):
+    key, registry = written(name).stem, SORTS[name]
     assert key in registry.classes()
-    for options in getattr(registry.classes()[key], "examples", ()):
-        if registry in SUITE:
-            SUITE[registry](key, dict(options))
-        elif registry is schedulers:
-            test_ends.test_every_scheduler_plans_for_everyone_or_says_why_not(settings, key, dict(options))
-    if registry is tasks:
-        test_ends.test_every_task_says_what_it_measures(key)
+    found = cases(registry, of=[registry.classes()[key]])
+    assert found
+    for case in found:
+        case.check()
 
 
 @pytest.mark.parametrize("name", [name for name, (_, study) in EXAMPLES.items() if study])
@@ -165,13 +156,13 @@ def test_fewer_bits_cost_less_once_the_mean_is_taken_off(written):
     """What the codec with memory is for: at equal bits, less error after the server told the mean."""
     written("centred.py")
     codec = codecs.build({"name": "centred", "quantizer": {"name": "uniform", "bits": 4}})
-    sender, receiver = codec.sender(), codec.receiver(test_ends.N_PATCHES)
-    offset = 10 * torch.randn(test_ends.N_PATCHES + 1, test_ends.DIM, generator=torch.Generator().manual_seed(1))
+    sender, receiver = codec.sender(), codec.receiver(N_PATCHES)
+    offset = 10 * torch.randn(N_PATCHES + 1, DIM, generator=torch.Generator().manual_seed(1))
     errors = []
     for step in range(2):
-        x = test_ends.seen(f"offset {step}")
+        x = seen(f"offset {step}")
         x.tokens.values.data += offset
-        _, frame = sender.send(x, np.arange(4), test_ends.draw(step))
+        _, frame = sender.send(x, np.arange(4), draw(step))
         errors.append(float((receiver.receive(frame, 0).values - x.tokens.values).detach().norm()))
         sender.absorb(receiver.news())
     assert errors[1] < 0.5 * errors[0]
@@ -423,7 +414,7 @@ def test_the_uplink_formula_of_the_methods_page_is_the_payload():
             "quantizer": {"name": "uniform", "bits": 6},
         }
     )
-    _, frame = codec.sender().send(test_ends.seen("x"), np.arange(4), test_ends.draw("y"))
-    assert measure(frame).payload_bytes == 4 * 5 * test_ends.DIM * 6 / 8
+    _, frame = codec.sender().send(seen("x"), np.arange(4), draw("y"))
+    assert measure(frame).payload_bytes == 4 * 5 * DIM * 6 / 8
     assert "6.67 for 30 of 50 tokens at 8 bits" in METHODS
     assert round(50 * 32 / (30 * 8), 2) == 6.67

@@ -1,117 +1,20 @@
-"""The conformance suite of what talks: codecs of tokens, gradients and adapters, schedulers and tasks.
-
-Every component comes with `examples`, the options it is tested under; a third party's is tested like the built-in ones.
-"""
+"""What talks and what plans, beyond the contract of every component: codecs of gradients and adapters, schedulers."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_config
 from methods import TSFLORA
-from test_components import check_component, examples
 
 from tsflora.analysis.runs import plans_frame
 from tsflora.analysis.tables import plans_table
-from tsflora.compression import (
-    Kind,
-    Seen,
-    Tokens,
-    adapter_codecs,
-    codecs,
-    gradient_codecs,
-    header_bytes,
-    measure,
-    read_frame,
-)
+from tsflora.compression import adapter_codecs, gradient_codecs
+from tsflora.conformance.ends import adapter
 from tsflora.data import tasks
-from tsflora.errors import ConfigError, FrameError, NumericsError
+from tsflora.errors import ConfigError
 from tsflora.experiment import assemble, run
-from tsflora.federation import Dropped, Plan, schedulers
+from tsflora.federation import schedulers
 from tsflora.seeding import torch_generator
-
-N_PATCHES, DIM, BATCH = 9, 6, 4
-
-
-def seen(name: str, batch: int = BATCH) -> Seen:
-    tokens = torch.randn(batch, N_PATCHES + 1, DIM, generator=torch_generator("tokens", name), requires_grad=True)
-    attention = torch.randn(batch, 2, N_PATCHES + 1, generator=torch_generator("attention", name)).softmax(dim=2)
-    return Seen(Tokens(tokens), attention)
-
-
-def draw(*names):
-    return lambda purpose: torch_generator(purpose, *names)
-
-
-def equal(first: Tokens, second: Tokens) -> bool:
-    def same(a, b):
-        return (a is None) == (b is None) and (a is None or torch.equal(a, b))
-
-    return all(same(getattr(first, name), getattr(second, name)) for name in ("values", "lengths", "sizes"))
-
-
-@pytest.mark.parametrize(("name", "options"), examples(codecs))
-def test_every_codec_keeps_the_law_of_both_ends(name, options):
-    codec = check_component(codecs, name, options)
-    sender, receiver = codec.sender(), codec.receiver(N_PATCHES)
-    samples = np.arange(BATCH)
-    for step in range(3):
-        x = seen(f"step {step % 2}")
-        before = {key: value.clone() for key, value in sender.state().items()}
-        expected = sender.judge(x, draw(step))
-        assert {k: v.tolist() for k, v in sender.state().items()} == {k: v.tolist() for k, v in before.items()}
-        tokens, frame = sender.send(x, samples, draw(step))
-        arrived = receiver.receive(frame, device=3)
-        if step == 0 or not before:
-            assert equal(arrived, expected), "from equal states, what arrives is what is judged"
-        assert measure(frame).kind == Kind.ACTIVATIONS
-        assert tokens.values.requires_grad, "the graph of what was sent is kept"
-        assert tokens.rows().shape == arrived.rows().shape, "a gradient for what was sent"
-        n_tokens = codec.n_transmitted(N_PATCHES)
-        assert n_tokens is None or arrived.values.shape[1] == n_tokens
-        layouts = codec.layouts(BATCH, N_PATCHES, DIM)
-        if layouts is not None and all(layout.body_bytes is not None for layout in layouts):
-            bodies = sum(layout.body_bytes for layout in layouts if not layout.side)
-            assert len(frame) == header_bytes(layouts) + bodies, "where sizes follow from shapes, these are they"
-        (gradient,) = torch.autograd.grad(tokens.rows().sum(), x.tokens.values)
-        assert gradient.isfinite().all()
-        for damaged in (frame[:-1], frame[:-1] + bytes([frame[-1] ^ 1]), b""):
-            with pytest.raises(FrameError):
-                receiver.receive(damaged, device=3)
-    other_sender, other_receiver = codec.sender(), codec.receiver(N_PATCHES)
-    other_sender.restore(sender.state())
-    other_receiver.restore(receiver.state())
-    x = seen("after a restart")
-    assert sender.send(x, samples, draw("r"))[1] == other_sender.send(x, samples, draw("r"))[1]
-    if (news := receiver.news()) is not None:
-        read_frame(news, Kind.CONTROL)
-        sender.absorb(news)
-        assert other_receiver.news() == news
-    else:
-        with pytest.raises(FrameError):
-            sender.absorb(b"news")
-    one = seen("alone", batch=1)
-    assert receiver.receive(sender.send(one, samples[:1], draw("one"))[1], 0).values.shape[0] == 1
-    bad = Seen(Tokens(one.tokens.values.detach() * float("nan")), one.cls_attention)
-    with pytest.raises(NumericsError):
-        sender.send(bad, samples[:1], draw("bad"))
-
-
-@pytest.mark.parametrize(("name", "options"), examples(gradient_codecs))
-def test_every_gradient_codec_keeps_its_contract(name, options):
-    codec = check_component(gradient_codecs, name, options)
-    sender, receiver = codec.sender(), codec.receiver()
-    shapes = [(4, 5, 6), (4, 5, 6), (2, 5, 6), (9, 6)]
-    for step, shape in enumerate(shapes):
-        gradient = torch.randn(shape, generator=torch_generator("gradient", step))
-        frame = sender.send(gradient, 7, torch_generator("q", step))
-        assert measure(frame).kind == Kind.GRADIENTS
-        assert receiver.receive(frame, shape).shape == shape
-        with pytest.raises(FrameError):
-            receiver.receive(frame, (*shape[:-1], 7))
-        other = codec.sender()
-        other.restore(sender.state())
-        again = torch.randn(shape, generator=torch_generator("again", step))
-        assert sender.send(again, 7, torch_generator("r")) == other.send(again, 7, torch_generator("r"))
 
 
 def test_error_feedback_repays_what_gradients_lost():
@@ -127,42 +30,6 @@ def test_error_feedback_repays_what_gradients_lost():
         sent = [receiver.receive(sender.send(gradient, 0, torch_generator(i)), (4, 3, 5)) for i in range(50)]
         totals.append((sum(sent) / 50 - gradient).abs().max())
     assert totals[0] < 0.1 * totals[1]
-
-
-def adapter(*names):
-    return {
-        "a": torch.randn(3, 8, generator=torch_generator("a", *names)),
-        "b": torch.randn(8, 3, generator=torch_generator("b", *names)),
-    }
-
-
-@pytest.mark.parametrize(("name", "options"), examples(adapter_codecs))
-def test_every_adapter_codec_keeps_its_contract(name, options):
-    codec = check_component(adapter_codecs, name, options)
-    start = adapter("start")
-    server, device = codec.end(start), codec.end(start)
-    layouts = codec.layouts([tuple(tensor.shape) for tensor in start.values()])
-    for round_ in range(3):
-        published = {key: value + 0.1 * adapter("news", round_)[key] for key, value in start.items()}
-        frame = server.publish(published, torch_generator("down", round_))
-        assert measure(frame).kind == Kind.ADAPTERS
-        bodies = sum(layout.body_bytes for layout in layouts if not layout.side)
-        assert len(frame) == header_bytes(layouts) + bodies
-        adopted = device.adopt(frame)
-        assert adopted.keys() == start.keys()
-        trained = {key: value + 0.1 * adapter("trained", round_)[key] for key, value in adopted.items()}
-        submitted = device.submit(trained, torch_generator("up", round_))
-        collected = server.collect(submitted)
-        for key, value in trained.items():
-            assert (collected[key] - value).abs().max() < 1.0
-        for damaged in (frame[:-1], submitted[:-1] + b"x"):
-            with pytest.raises(FrameError):
-                device.adopt(damaged)
-        again = codec.end(start)
-        again.restore(server.state())
-        assert again.publish(trained, torch_generator("x")) == server.publish(trained, torch_generator("x"))
-        device.adopt(codec.end(start).publish(start, torch_generator("y"))) if not server.state() else None
-        device.restore(server.state()) if server.state() else None
 
 
 def test_changes_keep_both_ends_together_and_lose_less_than_values():
@@ -197,21 +64,6 @@ def test_what_a_device_lost_upward_is_sent_later():
         if not forgetful:
             repaid = error
     assert repaid < 0.5 * error
-
-
-@pytest.mark.parametrize(("name", "options"), examples(schedulers))
-def test_every_scheduler_plans_for_everyone_or_says_why_not(settings, name, options):
-    scheduler = check_component(schedulers, name, options)
-    terms = assemble(small_config(TSFLORA), settings)[1].terms
-    plans = scheduler.plan(terms, 1, [0, 2, 3], ())
-    assert plans.keys() == {0, 2, 3}
-    for plan in plans.values():
-        if isinstance(plan, Dropped):
-            assert plan.why
-            assert "\n" not in plan.why
-        else:
-            assert Plan.decode(plan.encode(terms.plan), terms.plan) == plan
-            assert plan.adapter == terms.plan.adapter, "a device's adapters keep their codec"
 
 
 def test_a_deadline_gives_slow_devices_fewer_tokens_and_meets_it(settings):

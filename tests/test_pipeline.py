@@ -188,7 +188,7 @@ def test_a_stage_never_runs_another_checkouts_library(tmp_path):
     )
     assert_one_line_error(outcome, f"tsflora is imported from {ROOT}, not from this checkout {tmp_path}")
     for stage_script in set(re.findall(r"python pipelines/(\S+)", STAGES_TEXT)):
-        assert "one_line_errors():" in (PIPELINES / stage_script).read_text(), stage_script
+        assert "one_line_errors()" in (PIPELINES / stage_script).read_text(), stage_script
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGKILL"])

@@ -130,6 +130,8 @@ class Component(Config):
     name: ClassVar[str]
     revision: ClassVar[int] = 1
     """Raised by hand when a change alters the numbers that this component produces; a run's record depends on it."""
+    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+    """Options under which the conformance suite (`tsflora.conformance`) tests it, on a model of 9 patches."""
 
     @model_serializer(mode="wrap")
     def _with_name(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ submits what it trained, and the server collects it.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -56,9 +56,6 @@ class AdapterEnd(Protocol):
 
 class AdapterCodec(Component, ABC):
     """Configuration of both ends of what carries adapters."""
-
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    """Options under which the conformance suite tests the codec."""
 
     @abstractmethod
     def layouts(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Layout, ...]:

@@ -7,7 +7,7 @@ bit.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -84,9 +84,6 @@ class Receiver(Protocol):
 
 class Codec(Component, ABC):
     """Configuration of both ends of what carries activations."""
-
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    """Options under which the conformance suite tests the codec, on a model of 9 patches."""
 
     @abstractmethod
     def n_transmitted(self, n_patches: int) -> int | None:

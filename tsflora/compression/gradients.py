@@ -5,7 +5,7 @@ The server's end serves all devices and may remember something of each; a device
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
@@ -57,9 +57,6 @@ class GradientReceiver(Protocol):
 
 class GradientCodec(Component, ABC):
     """Configuration of both ends of what carries gradients."""
-
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    """Options under which the conformance suite tests the codec."""
 
     @abstractmethod
     def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:

@@ -1,12 +1,12 @@
 """How many bits each entry gets: tensors to sections of a frame and back.
 
 Add one with a class that derives from `Quantizer` and `@quantizers.register`, or from an installed package under the
-entry-point group `tsflora.quantizers`. The conformance suite (`tests/test_components.py`) holds for every one of them.
+entry-point group `tsflora.quantizers`. The conformance suite (`tsflora.conformance`) holds for every one of them.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -31,9 +31,6 @@ class Quantizer(Component, ABC):
     The first section has the tensor's shape. Random draws come from the given generator, which lives on the tensor's
     device, and from nothing else.
     """
-
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    """Options under which the conformance suite tests the quantizer."""
 
     @abstractmethod
     def layouts(self, shape: tuple[int, ...]) -> tuple[Layout, ...]:

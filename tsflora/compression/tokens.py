@@ -3,7 +3,7 @@
 No position has to be sent with the tokens: it is inside them since the embedding.
 
 Add one with a class that derives from `TokenReducer` and `@token_reducers.register`, or from an installed package under
-the entry-point group `tsflora.token_reducers`. The conformance suite (`tests/test_components.py`) holds for every one.
+the entry-point group `tsflora.token_reducers`. The conformance suite (`tsflora.conformance`) holds for every one.
 """
 
 from abc import ABC, abstractmethod
@@ -36,9 +36,6 @@ class Reduced:
 
 class TokenReducer(Component, ABC):
     """Chooses the tokens of a batch that travel; selection and weights are constants to autograd."""
-
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    """Options under which the conformance suite tests the reducer, on a model of 9 patches."""
 
     @abstractmethod
     def n_transmitted(self, n_patches: int) -> int | None:

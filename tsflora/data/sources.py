@@ -246,6 +246,7 @@ class ImageFolder(DataSource):
     """Your own images: one folder per class below `train/` and `test/` (or `val/`), or one tree that is split here."""
 
     name = "image_folder"
+    examples = ({"path": "images"},)
 
     path: Path
     """The tree's root, absolute or within the data folder; `~` and environment variables are expanded."""

@@ -1,8 +1,8 @@
 """Who does what in a round: schedulers give each device that was drawn a plan, or drop it and say why."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from typing_extensions import override
@@ -20,9 +20,6 @@ class Scheduler(Component, ABC):
 
     A plan that is not the method's own reaches its device as a counted frame of control.
     """
-
-    examples: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
-    """Options under which the conformance suite tests the scheduler."""
 
     @abstractmethod
     def plan(
