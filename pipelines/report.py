@@ -31,9 +31,8 @@ def main(
         typer.Option(help="A subfolder, again for each: these come first, in this order, the others after by name."),
     ] = None,
     max_width_px: Annotated[int, typer.Option(min=1, help="Wider figures are made narrower.")] = 2100,
-    budget_mib: Annotated[float, typer.Option(min=0, help="Warn when the page is larger than this many MiB.")] = 3.0,
 ) -> None:
-    """Write everything in FOLDER as one self-contained page: figures (.png), tables (.md or .csv), raw numbers (.csv).
+    """Write everything in FOLDER as one self-contained page: figures (.png), tables (.html), raw numbers (.csv).
 
     An items.json in a folder gives its items' order, titles and captions; where there is none, titles are made of file
     names. What is missing is marked on the page and named here, and the page is written all the same.
@@ -48,15 +47,7 @@ def main(
         write_atomically(output, page.html)
         for notice in page.notices:
             logging.warning(notice)
-        size_mib = len(page.html) / 2**20
-        if size_mib > budget_mib:
-            logging.warning(
-                "the page has %.2f MiB, over the %g MiB of --budget-mib; a smaller --max-width-px helps; largest: %s",
-                size_mib,
-                budget_mib,
-                ", ".join(page.largest),
-            )
-        print(f"{page.n_items} tables and figures, {size_mib:.2f} MiB -> {output}")
+        print(f"{page.n_items} tables and figures, {len(page.html) / 2**20:.2f} MiB -> {output}")
 
 
 if __name__ == "__main__":

@@ -273,18 +273,19 @@ def test_amounts_keep_their_digits(amount):
 # files
 
 
-def test_the_three_files_of_a_table(tmp_path):
+def test_the_files_of_a_table(tmp_path):
     records = [make_record("a_b", label="A&B_50% | #1", seed=seed, accuracies=[0.5 + seed / 10]) for seed in (0, 1)]
     stem = tmp_path / "new" / "accuracy_dirichlet_0.5"
     paths = tables.write_table(tables.accuracy_table(records), stem, raw=runs.accuracy_means(records))
-    assert [path.name for path in paths] == [f"accuracy_dirichlet_0.5.{end}" for end in ("csv", "md", "tex")]
-    csv, markdown, latex = paths
+    assert [path.name for path in paths] == [f"accuracy_dirichlet_0.5.{end}" for end in ("csv", "md", "tex", "html")]
+    csv, markdown, latex, html = paths
     assert pd.read_csv(csv)["mean"].tolist() == [0.55]
     assert r"| A&B_50% \| #1 | 55.0 ± 63.5 (2) |" in " ".join(markdown.read_text().split())
     text = latex.read_text()
-    assert r"A\&B\_50\% | \#1 & 55.0 $\pm$ 63.5 (2) \\" in text
+    assert r"A\&B\_50\% \textbar{} \#1 & 55.0 $\pm$ 63.5 (2) \\" in text
     assert r"\toprule" in text
     assert text.isascii()
+    assert '<th scope="row">A&amp;B_50% | #1</th>' in html.read_text()
 
 
 def test_latex_has_only_signs_that_every_engine_knows(tmp_path):
@@ -323,7 +324,7 @@ def test_committed_files_hold_no_clock_or_host_and_repeat_to_the_byte(tmp_path):
         tables.write_table(tables.difference_table(done), tmp_path / name / "dif", runs.accuracy_differences(done))
         tables.write_table(tables.traffic_table(done), tmp_path / name / "tra", runs.traffic_means(done))
     files = sorted((tmp_path / "a").iterdir())
-    assert len(files) == 9
+    assert len(files) == 12
     for path in files:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
