@@ -350,6 +350,22 @@ def test_an_unknown_method_looks_the_same_everywhere_and_unlike_the_eight():
     assert len({figures.style_of(f"method_{number}", "") for number in range(50)}) > 40
 
 
+@pytest.mark.parametrize("label", ["_mine", "$5 & $6", "a|b", r"\x_y^2", "<b>", "50 %"])
+def test_any_label_is_printed_as_it_is(label):
+    def printed(texts):
+        """What matplotlib makes of texts, and whether it takes any for a formula."""
+        words, formula = zip(*(text._preprocess_math(text.get_text()) for text in texts), strict=True)
+        return [word.strip("\u200b") for word in words], any(formula)
+
+    records = [make_record(label=label), make_record("fed_lora"), make_record("local_lora", uplink_bytes={})]
+    (legend,) = figures.accuracy_by_round(records).legends
+    assert printed(legend.texts) == ([LABELS["local_lora"], LABELS["fed_lora"], label], False)
+    (axis,) = figures.final_accuracy(records).axes
+    assert label in printed(axis.get_yticklabels())[0]
+    for draw in FIGURES:
+        draw(records).draw_without_rendering()
+
+
 def test_drawing_leaves_the_users_settings_alone():
     before = dict(mpl.rcParams)
     figures.final_accuracy(study(seeds=(0,)))

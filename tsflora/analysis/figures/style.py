@@ -24,7 +24,7 @@ _DPI = 300
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How one method is drawn: its printed name, colour, marker and line style."""
+    """How one method is drawn: its name as matplotlib prints it (`drawn`), colour, marker and line style."""
 
     label: str
     colour: str
@@ -109,11 +109,17 @@ def style_of(method: str, label: str) -> MethodStyle:
     then differ in marker or line.
     """
     if method in _KNOWN:
-        return MethodStyle(label, *_KNOWN[method])
+        return MethodStyle(drawn(label), *_KNOWN[method])
     draw, colour = divmod(seed_for("style", method), len(_MORE_COLOURS))
     draw, marker = divmod(draw, len(_MORE_MARKERS))
     linestyle = draw % len(_MORE_LINESTYLES)
-    return MethodStyle(label, _MORE_COLOURS[colour], _MORE_MARKERS[marker], _MORE_LINESTYLES[linestyle])
+    return MethodStyle(drawn(label), _MORE_COLOURS[colour], _MORE_MARKERS[marker], _MORE_LINESTYLES[linestyle])
+
+
+def drawn(label: str) -> str:
+    """A label that matplotlib prints as it is: dollars are no formula, a leading underscore keeps it in the legend."""
+    label = label.replace("$", r"\$")
+    return f"\u200b{label}" if label.startswith("_") else label
 
 
 def theme() -> AbstractContextManager[None]:
