@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from command import one_line_errors
 
-from tsflora.analysis.runs import load_records, method_records, summary, write_jsonl
+from tsflora.analysis.runs import load_records, method_records, read_jsonl, summary, write_jsonl
 from tsflora.errors import ConfigError, DataError
 from tsflora.experiment import run_of
 from tsflora.files import write_atomically
@@ -30,7 +30,8 @@ def main(
 
     A record of another configuration than the study has now is left out and named: it would be averaged with others
     that it does not belong to. Of two records of one run (a method that another stage ran before) a complete one stays,
-    and of two complete ones the newer.
+    and of two complete ones the newer. A record in OUTPUT stays as it is where the run only repeats it: so clocks and
+    hosts change there with a result, never alone.
     """
     with one_line_errors():
         planned = {cell.digest for cell in StudyConfig.read(params).all_cells()}
@@ -51,12 +52,31 @@ def main(
                 kept[digest] = record
         if not kept:
             raise DataError(f"{records} holds no record of a run in {params}; run the study's run stages first")
-        write_jsonl(kept.values(), output)
+        before = _by_result(output)
+        n_repeated = sum(_result(record) in before for record in kept.values())
+        write_jsonl([before.get(_result(record), record) for record in kept.values()], output)
         if metrics is not None:
             complete = method_records([record for record in kept.values() if record.status == "complete"])
             write_atomically(metrics, json.dumps(summary(complete), indent=1).encode() + b"\n")
         failed = sum(record.status == "failed" for record in kept.values())
-        print(f"{len(kept)} of {len(planned)} planned records{f', {failed} failed' if failed else ''} -> {output}")
+        print(
+            f"{len(kept)} of {len(planned)} planned records{f', {failed} failed' if failed else ''} -> {output}; "
+            f"{n_repeated} repeat to the bit what was there"
+        )
+
+
+def _by_result(path: Path) -> dict[str, RunRecord]:
+    """The records that are in `path`, by what they say but for clocks and hosts; none where it cannot be read."""
+    try:
+        found = read_jsonl(path)
+    except DataError:
+        return {}
+    return {_result(record): record for record in [*found.complete, *found.failed]}
+
+
+def _result(record: RunRecord) -> str:
+    basis = None if record.basis is None else record.basis.model_dump(mode="json")
+    return json.dumps([record.comparable(), basis], sort_keys=True)
 
 
 def _name(record: RunRecord) -> str:

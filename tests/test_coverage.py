@@ -171,7 +171,7 @@ def test_tables_of_no_runs_say_so_and_can_be_written(tmp_path):
     for name, (table, raw, sentence) in written.items():
         assert table.empty
         assert raw.empty
-        csv, markdown, latex = tables.write_table(table, tmp_path / name, raw)
+        csv, markdown, latex, _ = tables.write_table(table, tmp_path / name, raw)
         assert csv.read_text().startswith("dataset,partition,method,label")
         assert sentence in markdown.read_text()
         assert sentence in latex.read_text()

@@ -300,6 +300,26 @@ def test_collect_keeps_the_newer_of_two_records_of_one_run(tmp_path):
     assert kept.started_at == "2026-01-03"
 
 
+def test_a_record_changes_with_its_result_and_not_with_the_clock(tmp_path):
+    record = read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete[0]
+
+    def collected(**changes):
+        record.model_copy(update=changes).write(tmp_path / "in" / "record.json")
+        outcome = script("collect.py", tmp_path / "in", tmp_path / "out.jsonl", "--params", ROOT / "params.yaml")
+        assert outcome.returncode == 0, outcome.stderr
+        return outcome.stdout, (tmp_path / "out.jsonl").read_bytes()
+
+    said, first = collected()
+    assert "0 repeat" in said
+    elsewhere = record.provenance.model_copy(update={"host": {"cores": "96"}})
+    said, again = collected(started_at="2031-01-01", seconds=1e6, peak_memory_mib=1.0, provenance=elsewhere)
+    assert "1 repeat to the bit what was there" in said
+    assert again == first
+    assert collected(started_at="2031-01-01", history=record.history[:-1])[1] != first
+    (tmp_path / "out.jsonl").write_text("{")
+    assert collected()[1] == first
+
+
 def test_collect_keeps_what_failed_unless_it_was_run_again(tmp_path):
     first, second = read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete[:2]
     for name, record in [("a", first), ("b", second)]:

@@ -273,18 +273,19 @@ def test_amounts_keep_their_digits(amount):
 # files
 
 
-def test_the_three_files_of_a_table(tmp_path):
+def test_the_files_of_a_table(tmp_path):
     records = [make_record("a_b", label="A&B_50% | #1", seed=seed, accuracies=[0.5 + seed / 10]) for seed in (0, 1)]
     stem = tmp_path / "new" / "accuracy_dirichlet_0.5"
     paths = tables.write_table(tables.accuracy_table(records), stem, raw=runs.accuracy_means(records))
-    assert [path.name for path in paths] == [f"accuracy_dirichlet_0.5.{end}" for end in ("csv", "md", "tex")]
-    csv, markdown, latex = paths
+    assert [path.name for path in paths] == [f"accuracy_dirichlet_0.5.{end}" for end in ("csv", "md", "tex", "html")]
+    csv, markdown, latex, html = paths
     assert pd.read_csv(csv)["mean"].tolist() == [0.55]
     assert r"| A&B_50% \| #1 | 55.0 ± 63.5 (2) |" in " ".join(markdown.read_text().split())
     text = latex.read_text()
-    assert r"A\&B\_50\% | \#1 & 55.0 $\pm$ 63.5 (2) \\" in text
+    assert r"A\&B\_50\% \textbar{} \#1 & 55.0 $\pm$ 63.5 (2) \\" in text
     assert r"\toprule" in text
     assert text.isascii()
+    assert '<th scope="row">A&amp;B_50% | #1</th>' in html.read_text()
 
 
 def test_latex_has_only_signs_that_every_engine_knows(tmp_path):
@@ -323,7 +324,7 @@ def test_committed_files_hold_no_clock_or_host_and_repeat_to_the_byte(tmp_path):
         tables.write_table(tables.difference_table(done), tmp_path / name / "dif", runs.accuracy_differences(done))
         tables.write_table(tables.traffic_table(done), tmp_path / name / "tra", runs.traffic_means(done))
     files = sorted((tmp_path / "a").iterdir())
-    assert len(files) == 9
+    assert len(files) == 12
     for path in files:
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
@@ -373,6 +374,22 @@ def test_methods_that_are_drawn_together_share_no_colour_while_there_are_any():
     assert {style.colour for style in many.values()} == {
         style.colour for style in figures.styles_of({f"mine_{number}": "" for number in range(9)}).values()
     }
+
+
+@pytest.mark.parametrize("label", ["_mine", "$5 & $6", "a|b", r"\x_y^2", "<b>", "50 %"])
+def test_any_label_is_printed_as_it_is(label):
+    def printed(texts):
+        """What matplotlib makes of texts, and whether it takes any for a formula."""
+        words, formula = zip(*(text._preprocess_math(text.get_text()) for text in texts), strict=True)
+        return [word.strip("\u200b") for word in words], any(formula)
+
+    records = [make_record(label=label), make_record("fed_lora"), make_record("local_lora", uplink_bytes={})]
+    (legend,) = figures.accuracy_by_round(records).legends
+    assert printed(legend.texts) == ([LABELS["local_lora"], LABELS["fed_lora"], label], False)
+    (axis,) = figures.final_accuracy(records).axes
+    assert label in printed(axis.get_yticklabels())[0]
+    for draw in FIGURES:
+        draw(records).draw_without_rendering()
 
 
 def test_drawing_leaves_the_users_settings_alone():

@@ -10,13 +10,15 @@ import subprocess
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 from factories import make_record
 from PIL import Image
-from test_page import HOSTILE, Planned, make_report
+from test_page import HOSTILE, Planned, describe, make_report
 
-from tsflora.analysis.page.items import Item, add_item
 from tsflora.analysis.page.page import Runs, build_page
+from tsflora.analysis.page.sections import Item
+from tsflora.analysis.tables.writers import write_table
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
@@ -29,7 +31,7 @@ FLAGS = (
 )
 # Whatever the flags, a browser asks its maker for updates, sign-in and the time. No page is served from these.
 ITS_OWN_HOSTS = {"accounts.google.com", "clients2.google.com", "update.googleapis.com", "www.google.com"}
-DESKTOP, PHONE = 1400, 390
+DESKTOP, PHONE = 1280, 400
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>\n')
 
 PROBE = """<script>
@@ -48,6 +50,15 @@ addEventListener("load", () => {
     outside: outside,
     images: [...document.images].map(image => [image.complete, image.naturalWidth, image.clientWidth]),
     boxes: [...document.querySelectorAll(".scroll")].map(box => [box.clientWidth, box.scrollWidth]),
+    unseen: [...document.querySelectorAll("tbody th, td")].filter(cell => {
+      const box = cell.getBoundingClientRect();
+      return cell.textContent && (box.width < 8 || box.height < 8 || box.left < 0);
+    }).length,
+    broken: [...document.querySelectorAll("td span, th span")].filter(word => word.getClientRects().length > 1).length,
+    words: document.querySelectorAll("tbody th span").length,
+    labels: [...document.querySelectorAll("td")].map(cell => getComputedStyle(cell, "::before").content)
+      .filter(label => !["none", "normal", '""'].includes(label)).length,
+    cells: document.querySelectorAll("td").length,
     resources: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !/^data:/.test(name)),
   }, "*");
 });
@@ -108,7 +119,11 @@ def listener():
 def page(tmp_path_factory):
     """An incomplete study: narrow and wide figures, a table wider than a desk, a long word, a missing item."""
     folder = make_report(tmp_path_factory.mktemp("study") / "report")
-    add_item(folder / "costs", Item(stem="energy", title="Energy_" * 20, caption="x" * 200))
+    describe(
+        folder / "costs",
+        Item(stem="traffic", title="Traffic of one device"),
+        Item(stem="energy", title="Energy_" * 20, caption="x" * 200),
+    )
     runs = Runs([Planned("sflora", 0), Planned("sflora_8bit", 0)], [make_record()])
     settings = {"Backbone": "vit_" * 30}
     return build_page(folder, "digits", runs, settings, order=["table_3"]).html
@@ -122,8 +137,20 @@ def test_the_page_fits_and_every_figure_is_decoded(tmp_path, page, width):
     assert found["outside"] == []
     assert len(found["images"]) == 2
     assert all(complete and natural > 0 and shown > 0 for complete, natural, shown in found["images"])
-    assert any(inner > outer for outer, inner in found["boxes"])  # the wide table scrolls, in its own box
     assert found["resources"] == []
+
+
+@pytest.mark.parametrize("width", [DESKTOP, PHONE, 320])
+def test_tables_can_be_read_at_any_width(tmp_path, page, width):
+    found = probe(tmp_path, page, width)
+    assert found["unseen"] == 0
+    assert found["words"] > 0
+    assert found["broken"] == 0
+    if width == DESKTOP:
+        assert found["labels"] == 0
+    else:  # nothing to scroll to: each value stands under the name of its column
+        assert all(inner <= outer for outer, inner in found["boxes"])
+        assert found["labels"] == found["cells"] > 14
 
 
 @pytest.mark.parametrize("width", [DESKTOP, PHONE])
@@ -158,8 +185,8 @@ def test_the_page_asks_nobody_for_anything(tmp_path, page):
 
 def test_no_label_runs_with_or_without_the_policy(tmp_path, page):
     folder = tmp_path / "report"
-    add_item(folder, Item(stem="t", title=HOSTILE, caption=HOSTILE))
-    (folder / "t.csv").write_text(f'"{HOSTILE.replace(chr(34), chr(34) * 2)}"\n1\n')
+    describe(folder, Item(stem="t", title=HOSTILE, caption=HOSTILE))
+    write_table(pd.DataFrame({HOSTILE: [HOSTILE]}), folder / "t")
     hostile = build_page(folder, HOSTILE, settings={HOSTILE: HOSTILE}).html
     assert probe(tmp_path, hostile, DESKTOP)["title"] == f"{HOSTILE} · tsflora report"
     # And where a label did become markup, the page's own policy would stop it.

@@ -411,7 +411,7 @@ def test_nothing_run_is_an_empty_table_that_says_so(tmp_path):
     frames = (selection_means([]), selection_differences([]), accuracy_by_bits_means([]), accuracy_by_cut_means([]))
     for place, frame in enumerate(frames):
         assert frame.empty
-        csv, markdown, latex = write_table(table, tmp_path / str(place), frame)
+        csv, markdown, latex, _ = write_table(table, tmp_path / str(place), frame)
         assert csv.read_text().startswith("dataset,partition,cut")
         assert "0 of 24 planned" in markdown.read_text()
         assert "0 of 24 planned" in latex.read_text()

@@ -489,14 +489,18 @@ def test_solver_finds_what_a_search_finds() -> None:
     assert len(frame) == 27
     assert frame.loc[0, ["cut", "n_tokens", "bits"]].tolist() == [2, 20, 2]
     assert not frame["feasible"].iloc[len(allowed) :].any()
+    broken = frame[["breaks_uplink", "breaks_memory", "breaks_target"]]
+    assert (broken.any(axis=1) == ~frame["feasible"]).all()
+    assert broken.sum().tolist() == [9, 9, 0]
+    assert {str(kind) for kind in frame.drop(columns="perturbation").dtypes} == {"int64", "bool"}
 
 
 def test_infeasible_ones_say_why() -> None:
     (worst,) = candidates(problem(), [3], [20], [8])
-    assert worst.obstacles == (
-        "2560 uplink bits per mini-batch exceed 640",
-        "300 bytes of memory exceed the 250 of device phone",
-    )
+    assert worst.obstacles == {
+        "uplink": "2560 uplink bits per mini-batch exceed 640",
+        "memory": "300 bytes of memory exceed the 250 of phone",
+    }
     assert worst.uplink_bits == uplink_bits(2, 20, 8, 8) == 2560
     (edge,) = candidates(problem(memory_limit_bytes={"phone": 200}), [2], [10], [4])
     assert edge.feasible
@@ -504,7 +508,7 @@ def test_infeasible_ones_say_why() -> None:
 
 def test_a_target_bars_what_is_predicted_to_disturb_more() -> None:
     (each,) = candidates(problem(target=0.5), [2], [10], [4])
-    assert each.obstacles == ("a predicted perturbation of 1.5 exceeds the target 0.5",)
+    assert each.obstacles == {"target": "a predicted perturbation of 1.5 exceeds the target 0.5"}
     with pytest.raises(ConfigError, match=r"exceeds the target 0\.1"):
         solve(problem(target=0.1), *GRID)
 
@@ -518,7 +522,7 @@ def test_equal_predictions_prefer_less_uplink() -> None:
     ("changes", "message"),
     [
         ({"uplink_limit_bits": 100}, "cut 1, 5 tokens, 2 bits is not: 160 uplink bits per mini-batch exceed 100$"),
-        ({"memory_limit_bytes": {"a": 500, "b": 50}}, "is not: 100 bytes of memory exceed the 50 of device b$"),
+        ({"memory_limit_bytes": {"a": 500, "b": 50}}, "is not: 100 bytes of memory exceed the 50 of b$"),
         ({"uplink_limit_bits": 100, "memory_limit_bytes": {"b": 50}}, "160 uplink .*; 100 bytes of memory"),
         ({"device_memory_bytes": {1: 100}}, "no figure for cut 2; given: \\[1\\]"),
         ({"memory_limit_bytes": {}}, "at least one cut, one n_tokens, one bits and one device's memory limit"),

@@ -26,11 +26,11 @@ def records():
 def test_the_papers_count_is_uplink_payload_and_ours_is_every_byte():
     frame = tradeoff_frame(records()).set_index(["partition", "method"])
     sflora = frame.loc["iid", "sflora"]
-    assert sflora["uplink payload"] == pytest.approx(1.5)
-    assert sflora["all bytes, up + down"] == pytest.approx(4 + 2048 / MIB / 2)
+    assert sflora["uplink_payload_mib"] == pytest.approx(1.5)
+    assert sflora["all_bytes_mib"] == pytest.approx(4 + 2048 / MIB / 2)
     assert (sflora["mean"], sflora["n"]) == (pytest.approx(0.91), 3)
     assert sflora["low"] < 0.91 < sflora["high"]
-    assert frame.loc[("iid", "local_lora"), "all bytes, up + down"] == 0
+    assert frame.loc[("iid", "local_lora"), "all_bytes_mib"] == 0
     assert math.isnan(frame.loc[("dirichlet_0.5", "sflora"), "low"])
 
 

@@ -26,11 +26,10 @@ def report(
         typer.Option(help="A subfolder, again for each: these come first, in this order, the others after by name."),
     ] = None,
     max_width_px: Annotated[int, typer.Option(min=1, help="Wider figures are made narrower.")] = 2100,
-    budget_mib: Annotated[float, typer.Option(min=0, help="Warn when the page is larger than this many MiB.")] = 3.0,
 ) -> None:
     """Join a study's tables and figures into one page.
 
-    The page holds everything in FOLDER and opens offline: figures (.png), tables (.md or .csv), numbers (.csv). An
+    The page holds everything in FOLDER and opens offline: figures (.png), tables (.html), numbers (.csv). An
     items.json in a folder gives its items' order, titles and captions; where there is none, titles are made of file
     names. What is missing is marked on the page and named here, and the page is written all the same.
     """
@@ -52,12 +51,4 @@ def report(
     write_atomically(output, page.html)
     for notice in page.notices:
         logging.warning(notice)
-    size_mib = len(page.html) / 2**20
-    if size_mib > budget_mib:
-        logging.warning(
-            "the page has %.2f MiB, over the %g MiB of --budget-mib; a smaller --max-width-px helps; largest: %s",
-            size_mib,
-            budget_mib,
-            ", ".join(page.largest),
-        )
-    typer.echo(f"{page.n_items} tables and figures, {size_mib:.2f} MiB -> {output}")
+    typer.echo(f"{page.n_items} tables and figures, {len(page.html) / 2**20:.2f} MiB -> {output}")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tsflora.analysis.figures.style import COLUMN_IN, KIND_COLOURS, MethodStyle, styles_of, theme
+from tsflora.analysis.figures.style import COLUMN_IN, KIND_COLOURS, MethodStyle, drawn, styles_of, theme
 from tsflora.analysis.runs.coverage import PlannedRun, coverage
 from tsflora.analysis.runs.naming import dataset_label, method_rank, partition_label, partition_rank, significant_digits
 from tsflora.analysis.runs.statistics import mean_interval
@@ -192,7 +192,7 @@ def means_in_view(axes: list[list[Axes]]) -> None:
 
 def wrapped(labels: Sequence[str], width_in: float) -> list[str]:
     """Method names on two lines where the figure is narrow."""
-    return [textwrap.fill(label, 16) if narrow(width_in) else label for label in labels]
+    return [drawn(textwrap.fill(label, 16) if narrow(width_in) else label) for label in labels]
 
 
 def narrow(width_in: float) -> bool:
@@ -206,7 +206,7 @@ def finish(figure: Figure, handles: Sequence[Artist], note: str, legend_columns:
     text = "\n".join(textwrap.fill(" ".join(line.split()), characters) for line in note.split("\n"))
     if handles:
         _legend(figure, handles, legend_columns)
-    figure.supxlabel(text, fontsize=_NOTE_PT, color="#444444")
+    figure.supxlabel(text, fontsize=_NOTE_PT, color="#444444", parse_math=False)
     # pyplot forgets it, so that a notebook shows it once; the figure itself stays whole.
     plt.close(figure)
 

@@ -25,7 +25,7 @@ _DPI = 300
 
 @dataclass(frozen=True)
 class MethodStyle:
-    """How one method is drawn: its printed name, colour, marker and line style."""
+    """How one method is drawn: its name as matplotlib prints it (`drawn`), colour, marker and line style."""
 
     label: str
     colour: str
@@ -129,7 +129,7 @@ def styles_of(labels: Mapping[str, str]) -> dict[str, MethodStyle]:
             )
             colours.add(look[0])
             markers.add(look[1])
-        styles[method] = MethodStyle(labels[method], *look)
+        styles[method] = MethodStyle(drawn(labels[method]), *look)
     return styles
 
 
@@ -137,6 +137,12 @@ def _next_free(looks: Sequence[str], first: int, taken: Set[str]) -> str:
     """The look at `first` or the next one that is not taken; the one at `first` where all are."""
     in_turn = [*looks[first:], *looks[:first]]
     return next((look for look in in_turn if look not in taken), looks[first])
+
+
+def drawn(label: str) -> str:
+    """A label that matplotlib prints as it is: dollars are no formula, a leading underscore keeps it in the legend."""
+    label = label.replace("$", r"\$")
+    return f"\u200b{label}" if label.startswith("_") else label
 
 
 def theme() -> AbstractContextManager[None]:

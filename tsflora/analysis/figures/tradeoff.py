@@ -17,6 +17,7 @@ from tsflora.analysis.runs.naming import dataset_label, partition_label, partiti
 from tsflora.analysis.runs.tradeoff import COUNTS, tradeoff_frame
 from tsflora.records import RunRecord
 
+_TITLES = {"uplink_payload_mib": "uplink payload", "all_bytes_mib": "all bytes, up + down"}
 _TICKS = (1.0, 2.0, 5.0)
 _APART = 1.08
 
@@ -64,7 +65,7 @@ def accuracy_against_traffic(
                 axis.xaxis.set_minor_formatter(NullFormatter())
             row[0].set_ylabel(f"{dataset_label(dataset)}\n{partition_label(partition)}\nfinal accuracy (%)")
         for axis, count in zip(grid[0], COUNTS, strict=True):
-            axis.set_title(count)
+            axis.set_title(_TITLES[count])
         for axis in grid[-1]:
             axis.set_xlabel("MiB per device and round")
         axes = grid.tolist()

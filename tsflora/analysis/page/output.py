@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tsflora.analysis.figures.style import save_figure
-from tsflora.analysis.page.items import Item, add_item, write_items
+from tsflora.analysis.page.sections import Item, Manifest
 from tsflora.analysis.tables.writers import write_csv, write_table
 
 
@@ -18,8 +18,7 @@ class Output:
 
     def __init__(self, folder: str | Path | None, title: str) -> None:
         self.folder = None if folder is None else Path(folder)
-        if self.folder is not None:
-            write_items(self.folder, title=title)
+        self._manifest = Manifest(title=title)
 
     def table(self, stem: str, table: pd.DataFrame, numbers: pd.DataFrame, *, title: str, caption: str) -> None:
         """A table for people, with its numbers for machines.
@@ -30,7 +29,7 @@ class Output:
         _display(table)
         if self.folder is not None:
             write_table(table, self.folder / stem, numbers)
-            add_item(self.folder, Item(stem=stem, title=title, caption=caption))
+            self._describe(self.folder, Item(stem=stem, title=title, caption=caption))
 
     def figure(self, stem: str, figure: Figure, numbers: pd.DataFrame, *, title: str, caption: str) -> None:
         """A figure, with the numbers that are drawn in it.
@@ -42,7 +41,13 @@ class Output:
         if self.folder is not None:
             save_figure(figure, self.folder / stem)
             write_csv(numbers, self.folder / stem)
-            add_item(self.folder, Item(stem=stem, title=title, caption=caption))
+            self._describe(self.folder, Item(stem=stem, title=title, caption=caption))
+
+    def _describe(self, folder: Path, item: Item) -> None:
+        """Say of one more item what it is; a cell that runs again says it again, in its place."""
+        items = {**{known.stem: known for known in self._manifest.items}, item.stem: item}
+        self._manifest = self._manifest.model_copy(update={"items": tuple(items.values())})
+        self._manifest.write(folder)
 
 
 def _display(content: pd.DataFrame | Figure) -> None:

@@ -10,8 +10,8 @@ from tsflora.analysis.units import MIB
 from tsflora.records import RunRecord
 
 COUNTS = {
-    "uplink payload": ("uplink_activations_bytes", "uplink_adapters_bytes", "uplink_images_bytes"),
-    "all bytes, up + down": ("total_bytes",),
+    "uplink_payload_mib": ("uplink_activations_bytes", "uplink_adapters_bytes", "uplink_images_bytes"),
+    "all_bytes_mib": ("total_bytes",),
 }
 """What the TSFLora paper counts of a split method, and everything: gradients, adapters back, labels and headers too."""
 

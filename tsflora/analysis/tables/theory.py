@@ -6,6 +6,7 @@ from scipy.stats import spearmanr
 from tsflora.analysis.runs.naming import significant_digits
 from tsflora.analysis.tables.methods import MISSING
 from tsflora.analysis.theory import Plan
+from tsflora.analysis.theory.planning import LIMITS
 from tsflora.analysis.units import MIB
 
 
@@ -51,7 +52,7 @@ def plan_table(plan: Plan, accuracies: pd.DataFrame) -> pd.DataFrame:
                 "Device memory (MiB)": f"{each['device_memory_bytes'] / MIB:,.1f}",
                 "Predicted change": significant_digits(each["perturbation"], 3),
                 "Accuracy (%)": MISSING if found is None else f"{100 * found['mean']:.1f} ({found['count']})",
-                "": verdict or "; ".join(_short(obstacle) for obstacle in each["obstacles"]),
+                "Verdict": verdict or "; ".join(limit for limit in LIMITS if each[f"breaks_{limit}"]),
             }
         )
     return pd.DataFrame(rows)
@@ -70,8 +71,3 @@ def ranking(predicted: pd.DataFrame, accuracies: pd.DataFrame) -> tuple[pd.DataF
     if len(joined) < 3:
         return joined, float("nan")
     return joined, float(spearmanr(joined["perturbation"], joined["mean"]).statistic)
-
-
-def _short(obstacle: str) -> str:
-    """Which limit an obstacle is about."""
-    return next((name for name in ("uplink", "memory", "target") if name in obstacle), obstacle)

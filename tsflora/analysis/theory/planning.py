@@ -16,6 +16,8 @@ from scipy.optimize import nnls
 
 from tsflora.errors import ConfigError
 
+LIMITS = ("uplink", "memory", "target")
+"""What a configuration may break."""
 Perturbation = Callable[[int, int, int], float]
 """Predicted Gamma^2 from (cut, n_tokens, bits)."""
 
@@ -34,7 +36,7 @@ class Problem:
     perturbation: Perturbation
     uplink_limit_bits: int | float
     """C_max, payload bits per mini-batch."""
-    device_memory_bytes: Mapping[int, int | float]
+    device_memory_bytes: Mapping[int, int]
     """By cut."""
     memory_limit_bytes: Mapping[Hashable, int | float]
     """By device; the one with the least decides for all."""
@@ -50,11 +52,11 @@ class Candidate:
     n_tokens: int
     bits: int
     uplink_bits: int
-    device_memory_bytes: float
+    device_memory_bytes: int
     perturbation: float
     """Predicted Gamma^2."""
-    obstacles: tuple[str, ...]
-    """One line per limit that it breaks."""
+    obstacles: Mapping[str, str]
+    """Of the limits in `LIMITS`, those that it breaks, each with a line that says how."""
 
     @property
     def feasible(self) -> bool:
@@ -70,8 +72,12 @@ class Plan:
     best: Candidate
 
     def frame(self) -> pd.DataFrame:
-        """One row per configuration, the feasible ones first, by predicted perturbation."""
-        rows = [dataclasses.asdict(each) | {"feasible": each.feasible} for each in self.candidates]
+        """One row per configuration, the feasible ones first, by predicted perturbation; a column for each limit."""
+        rows = []
+        for each in self.candidates:
+            facts = dataclasses.asdict(each)
+            broken = facts.pop("obstacles")
+            rows.append(facts | {f"breaks_{limit}": limit in broken for limit in LIMITS} | {"feasible": each.feasible})
         order = ["feasible", "perturbation", "uplink_bits"]
         return pd.DataFrame(rows).sort_values(order, ascending=[False, True, True], ignore_index=True)
 
@@ -96,17 +102,17 @@ def _candidate(problem: Problem, cut: int, n_tokens: int, bits: int) -> Candidat
     uplink = uplink_bits(problem.batch_size, n_tokens, problem.dim, bits)
     memory = problem.device_memory_bytes[cut]
     device, memory_limit = min(problem.memory_limit_bytes.items(), key=lambda item: item[1])
-    obstacles = []
+    obstacles = {}
     if uplink > problem.uplink_limit_bits:
-        obstacles.append(f"{uplink} uplink bits per mini-batch exceed {problem.uplink_limit_bits:g}")
+        obstacles["uplink"] = f"{uplink} uplink bits per mini-batch exceed {problem.uplink_limit_bits:g}"
     if memory > memory_limit:
-        obstacles.append(f"{memory:g} bytes of memory exceed the {memory_limit:g} of device {device}")
+        obstacles["memory"] = f"{memory:g} bytes of memory exceed the {memory_limit:g} of {device}"
     predicted = float(problem.perturbation(cut, n_tokens, bits))
     if math.isnan(predicted):
         raise ConfigError(f"the predicted perturbation of cut {cut}, {n_tokens} tokens, {bits} bits is NaN")
     if predicted > problem.target:
-        obstacles.append(f"a predicted perturbation of {predicted:.3g} exceeds the target {problem.target:g}")
-    return Candidate(cut, n_tokens, bits, uplink, float(memory), predicted, tuple(obstacles))
+        obstacles["target"] = f"a predicted perturbation of {predicted:.3g} exceeds the target {problem.target:g}"
+    return Candidate(cut, n_tokens, bits, uplink, memory, predicted, obstacles)
 
 
 def solve(problem: Problem, cuts: Sequence[int], n_tokens: Sequence[int], bits: Sequence[int]) -> Plan:
@@ -123,7 +129,7 @@ def solve(problem: Problem, cuts: Sequence[int], n_tokens: Sequence[int], bits: 
         least = min(every, key=lambda each: (each.uplink_bits, each.device_memory_bytes))
         raise ConfigError(
             f"no configuration is feasible; even cut {least.cut}, {least.n_tokens} tokens, {least.bits} bits is not: "
-            f"{'; '.join(least.obstacles)}"
+            f"{'; '.join(least.obstacles.values())}"
         )
     best = min(feasible, key=lambda each: (each.perturbation, each.uplink_bits, each.device_memory_bytes))
     return Plan(tuple(every), best)
