@@ -194,6 +194,7 @@ def test_a_run_takes_the_task(written, settings):
     assert smoothed.final.train_loss != plain.final.train_loss
 
 
+@pytest.mark.timeout(900)  # two test sessions of their own, which a busy machine starts slowly
 def test_the_conformance_suite_takes_the_file_as_the_page_says(tmp_path):
     (command,) = re.findall(r"^pytest (tests/.* --plugin sign\.py -k sign)$", EXTENDING, re.MULTILINE)
     path = tmp_path / "sign.py"
