@@ -185,6 +185,7 @@ def test_a_run_takes_the_task(written, settings):
     assert smoothed.final.train_loss != plain.final.train_loss
 
 
+@pytest.mark.timeout(900)  # two test sessions of their own, which a busy machine starts slowly
 def test_the_conformance_suite_takes_the_file_as_the_page_says(tmp_path):
     (command,) = re.findall(r"^tsflora (test-plugin) sign\.py$", EXTENDING, re.MULTILINE)
     path = tmp_path / "sign.py"
@@ -419,3 +420,15 @@ def test_the_uplink_formula_of_the_methods_page_is_the_payload():
     assert measure(frame).payload_bytes == 4 * 5 * DIM * 6 / 8
     assert "6.67 for 30 of 50 tokens at 8 bits" in METHODS
     assert round(50 * 32 / (30 * 8), 2) == 6.67
+
+
+def test_the_strongest_gradients_arrive_and_the_others_are_zero(written):
+    written("strongest.py")
+    codec = gradient_codecs.build({"name": "strongest", "share": 0.5})
+    gradient = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
+    gradient[[0, 2]] *= 10
+    frame = codec.sender().send(gradient, 0, torch.Generator().manual_seed(0))
+    arrived = codec.receiver().receive(frame, (4, 3, 5))
+    step = (gradient.max() - gradient.min()) / 255
+    assert (arrived[[0, 2]] - gradient[[0, 2]]).abs().max() <= step
+    assert not arrived[[1, 3]].any()
