@@ -21,7 +21,7 @@ def test_tables_are_those_of_the_committed_results(study, page):
     assert f"<!-- {study} accuracy -->\n\n{table}\n\n" in page
 
 
-@pytest.mark.parametrize("study", ["digits", "cifar", "rounds"])
+@pytest.mark.parametrize("study", ["digits", "cifar", "rounds", "codecs"])
 def test_the_results_page_says_how_many_runs_there_are_and_of_which_days(study):
     lines = (ROOT / f"results/{study}/records.jsonl").read_text().splitlines()
     days = {json.loads(line)["started_at"][:10] for line in lines}
