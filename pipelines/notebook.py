@@ -3,9 +3,11 @@
 import contextlib
 import json
 import logging
+import re
 import sys
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 # jsonschema, which nbformat checks notebooks with, would compile a grammar of URIs at import: 1.3 s, a tenth of a
 # figure's stage, for a format that no notebook uses. It does without where the package is missing.
@@ -118,6 +120,25 @@ def _name_failed(records: Path, methods: str | list[str] | None) -> None:
         logging.warning("%d runs failed; tables and figures go without them and say so", len(failed))
 
 
+class EveryMinute:
+    """What a bar says last, as a line a minute: for logs, in which every refresh would be one."""
+
+    def __init__(self, stream: TextIO, seconds: float = 60.0) -> None:
+        self._stream, self._seconds = stream, seconds
+        self._next = time.monotonic() + seconds
+
+    def write(self, text: str) -> None:
+        """Pass on the last refresh in `text` if it is time."""
+        refreshes = [part.strip() for part in re.split(r"[\r\n]", text) if part.strip()]
+        if refreshes and time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._seconds
+            self._stream.write(refreshes[-1] + "\n")
+            self._stream.flush()
+
+    def flush(self) -> None:
+        """Lines go out as they come."""
+
+
 def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
     papermill.execute_notebook(
         _as_it_is(notebook),
@@ -125,7 +146,7 @@ def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
         values,
         progress_bar=False,
         # The notebook's own bar, with loss, accuracy and MiB, shows in the terminal that waits for the stage.
-        stderr_file=sys.stderr if sys.stderr.isatty() else None,
+        stderr_file=sys.stderr if sys.stderr.isatty() else EveryMinute(sys.stderr),
         # The kernel would warn at every start that its loopback connection is not encrypted.
         extra_arguments=["--log-level=ERROR"],
         # A bar is one line in the executed copy, not one for every refresh.

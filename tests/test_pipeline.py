@@ -1,5 +1,7 @@
 """The stage scripts and what dvc.yaml says about them, as a user meets them."""
 
+import importlib
+import io
 import json
 import os
 import re
@@ -267,6 +269,19 @@ def test_a_stage_says_at_the_end_which_runs_failed(tmp_path):
     one, last = outcome.stderr.splitlines()
     assert one.endswith("sflora/digits/iid-seed0.failed.json: the loss is nan")
     assert last == "WARNING 1 runs failed; tables and figures go without them and say so"
+
+
+def test_a_log_has_a_line_a_minute_of_what_a_bar_says(monkeypatch):
+    monkeypatch.syspath_prepend(PIPELINES)
+    notebook = importlib.import_module("notebook")
+    now = 0.0
+    monkeypatch.setattr(notebook.time, "monotonic", lambda: now)
+    log = io.StringIO()
+    bar = notebook.EveryMinute(log)
+    for now in (1.0, 59.0, 60.0, 61.0, 119.0, 121.0):
+        bar.write(f"\r  old\r {now:g} s: 3 of 9 ")
+        bar.write("\r")
+    assert log.getvalue() == "60 s: 3 of 9\n121 s: 3 of 9\n"
 
 
 def test_committed_records_are_read_and_not_run_again(tmp_path):
