@@ -18,6 +18,7 @@ from tsflora.analysis.costs import MeasuredError
 from tsflora.analysis.runs import load_records, read_jsonl, write_jsonl
 from tsflora.analysis.sizing.hours import dataset_shape
 from tsflora.analysis.sizing.traffic import round_traffic
+from tsflora.analysis.tables import write_table
 from tsflora.cli import app
 from tsflora.errors import NumericsError
 from tsflora.experiment import run_of
@@ -365,8 +366,7 @@ def test_what_compare_cannot_compare_is_one_line(params, given, part):
 
 
 def test_report_joins_what_is_there(params, tmp_path):
-    (tmp_path / "study").mkdir()
-    (tmp_path / "study" / "accuracy.md").write_text("| Method | digits |\n| --- | --- |\n| mine | 93.1 |\n")
+    write_table(pd.DataFrame({"Method": ["mine"], "digits": ["93.1"]}), tmp_path / "study" / "accuracy")
     shown = succeeds("report", "study", "--output", "page.html", "--title", "My page")
     assert shown.startswith("1 tables and figures, ")
     assert "My page" in (tmp_path / "page.html").read_text()
