@@ -84,7 +84,7 @@ def test_a_plan_stands_beside_what_training_measured():
     accuracies = settings({(10, 4): {"accuracy": 0.5}, (30, 8): {"accuracy": 0.75}})
     table = tables.plan_table(plan, pd.concat([accuracies, accuracies])).set_index(["Tokens", "Bits"])
     assert table["Accuracy (%)"].to_dict() == {(10, 4): "50.0 (2)", (10, 8): "–", (30, 4): "–", (30, 8): "75.0 (2)"}
-    assert table[""].to_dict() == {(10, 4): "chosen", (10, 8): "", (30, 4): "", (30, 8): "uplink"}
+    assert table["Verdict"].to_dict() == {(10, 4): "chosen", (10, 8): "", (30, 4): "", (30, 8): "uplink"}
     assert table.loc[(30, 8), "Device memory (MiB)"] == "1.0"
 
 
