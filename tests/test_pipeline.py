@@ -221,7 +221,8 @@ def test_a_stage_that_is_stopped_leaves_nobody_behind(tmp_path, how):
     finally:
         process.kill()
     line = f"stopped by {how}; what is finished is kept, and the same command goes on from there"
-    assert errors.splitlines() == ([] if how == "SIGKILL" else [line])
+    said = [text for text in errors.splitlines() if "round/s" not in text]  # on a slow machine, a minute's progress
+    assert said == ([] if how == "SIGKILL" else [line])
     assert process.returncode == (-number if how == "SIGKILL" else 128 + number)
 
 
