@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tsflora.analysis import figures, runs, tables
 from tsflora.analysis.figures.style import COLUMN_IN, TOKEN_MARKERS
 from tsflora.analysis.theory import ConvergenceBound, Problem, solve
+from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -89,12 +90,13 @@ def test_a_plan_stands_beside_what_training_measured():
 
 
 def test_accuracies_are_of_what_the_prediction_is_about():
+    study = StudyConfig.read(ROOT / "params.yaml")
     done = runs.read_jsonl(ROOT / "results" / "digits" / "records.jsonl").complete
-    found = runs.accuracies_of(done, "digits", "iid")
+    found = runs.accuracies_of(done, study, "digits", "iid")
     assert set(found["selection"]) == {"all", "top_k_merge"}
     assert set(found["merge"].dropna()) == {"attention"}
-    assert len(runs.accuracies_of(done, "digits", "dirichlet_0.5")) < len(found)
-    assert runs.accuracies_of(done, "cifar10", "iid").empty
+    assert len(runs.accuracies_of(done, study, "digits", "dirichlet_0.5")) < len(found)
+    assert runs.accuracies_of(done, study, "cifar10", "iid").empty
 
 
 def test_convergence_stacks_the_four_terms():

@@ -26,8 +26,8 @@ def test_tables_follow_from_the_records(name, tmp_path):
         ),
         "controls/traffic": (tables.traffic_table(methods), runs.traffic_means(methods)),
         "controls/selection_differences": (
-            tables.selection_table(done, planned=study.all_cells()),
-            runs.selection_differences(done, planned=study.all_cells()),
+            tables.selection_table(done, study),
+            runs.selection_differences(done, study),
         ),
     }
     for stem, (table, numbers) in written.items():

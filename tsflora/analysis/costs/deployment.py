@@ -11,7 +11,8 @@ from tsflora.config import Config
 from tsflora.errors import ConfigError
 from tsflora.federation import Plan
 from tsflora.models import LoraConfig
-from tsflora.planned import MethodConfig
+from tsflora.planned import MethodConfig, run_of
+from tsflora.records import RunRecord
 
 
 class MeasuredError(ConfigError):
@@ -76,6 +77,26 @@ class Deployment:
     ) -> "Deployment":
         """A study's method on a backbone, as its own plan has it; the method's own cut wins over `cut`."""
         return cls(vit, method.plan, method.cut or cut, lora, workload or Workload())
+
+    @classmethod
+    def of_run(cls, record: RunRecord) -> "Deployment":
+        """What a run was: its model, cut and plan, and a device's mean work in a round.
+
+        Raises:
+            ConfigError: a failed run, or one whose configuration is no longer valid.
+        """
+        cell, geometry = run_of(record), record.geometry
+        if geometry is None:
+            raise ConfigError(f"{record.method}: the run failed, so nothing was deployed")
+        device_rounds = sum(len(entry.participants) for entry in record.history)
+        seen = sum(entry.n_samples for entry in record.history) / max(device_rounds, 1) / cell.training.local_epochs
+        workload = Workload(
+            n_samples=max(round(seen), 1),
+            batch_size=cell.training.batch_size,
+            local_epochs=cell.training.local_epochs,
+        )
+        vit = VitShape.of(cell.backbone.name, geometry.n_classes, cell.backbone.image_size)
+        return cls.of(cell.method, vit, cell.lora, cell.cut, workload)
 
     @property
     def n_tokens(self) -> int:

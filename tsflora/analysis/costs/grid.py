@@ -46,12 +46,16 @@ def settings_grid(bases: Sequence[Deployment], tokens: Sequence[int], bits: Sequ
     )
 
 
-def with_latency(settings: pd.DataFrame, base: Deployment, scenario: Scenario | None = None) -> pd.DataFrame:
+def with_latency(settings: pd.DataFrame, base: Deployment | None, scenario: Scenario | None = None) -> pd.DataFrame:
     """`settings` with a column `latency_s`, the round of `base` at each row's `n_tokens` and `bits`.
+
+    Without a base it is missing.
 
     Raises:
         ConfigError: as `at_setting`.
     """
+    if base is None:
+        return settings.assign(latency_s=math.nan)
     scenario = scenario or Scenario()
     pairs = {(int(n), int(bits)) for n, bits in zip(settings["n_tokens"], settings["bits"], strict=True)}
     known = {pair: sum(phases_s(Case("", "", at_setting(base, *pair)), scenario).values()) for pair in pairs}

@@ -23,6 +23,7 @@ from tsflora.analysis.figures.style import (
     DOUBLE_COLUMN_IN,
     FULL_COLOUR,
     PHASE_COLOURS,
+    MethodStyle,
     theme,
 )
 from tsflora.analysis.runs.naming import dataset_label, partition_label, partition_rank, significant_digits
@@ -240,19 +241,20 @@ def latency_by_uplink(
 
 def accuracy_by_latency(
     settings: pd.DataFrame,
-    base: Deployment,
+    base: Deployment | None,
     scenario: Scenario | None = None,
     width_in: float = DOUBLE_COLUMN_IN,
 ) -> Figure:
     """Accuracy against round latency over tokens and bits, a panel per data set and partition (Fig. 4e,f).
 
     `settings` has a row per setting: `dataset`, `partition`, `n_tokens`, `bits`, and `mean`, `low`, `high` of the
-    accuracy as fractions (NaN where there is no interval), as `accuracy_by_bits_means` gives them.
-    Latency is that of `base` at these settings. A frame without rows makes a figure that says so.
+    accuracy as fractions (NaN where there is no interval), and `diverged`, as `accuracy_by_bits_means` gives them.
+    Latency is that of `base` at these settings. A frame without rows makes a figure that says so, and so does no base.
     """
     scenario = scenario or Scenario()
-    if settings.empty:
+    if settings.empty or base is None:
         return panels.sentence("no runs yet", width_in)
+    backbone = backbone_label(base.vit)
     with theme():
         points = with_latency(settings, base, scenario)
         cells = [panel for _, panel in points.groupby(["dataset", "partition"], sort=False)]
@@ -267,16 +269,19 @@ def accuracy_by_latency(
             axis.plot(front["latency_s"], 100 * front["mean"], color=parts.GREY, lw=0.7, zorder=1)
             for row in panel.to_dict("records"):
                 x_s, colour = row["latency_s"], parts.bits_colour(row["bits"])
+                if row["diverged"]:
+                    panels.diverged(axis, x_s, MethodStyle("", colour, "", ""))
                 axis.plot([x_s] * 2, [100 * row["low"], 100 * row["high"]], color=colour, lw=0.8, zorder=2)
                 mark = parts.token_mark(row["n_tokens"])
-                axis.plot(x_s, 100 * row["mean"], color=colour, linestyle="", zorder=3, **mark)
+                axis.plot(x_s, 100 * row["mean"], color=colour, linestyle="", zorder=3, gid=backbone, **mark)
             axis.xaxis.set_major_locator(MaxNLocator(6))
         panels.name_axes(axes, "Round latency (s)", "Final accuracy (%)")
         panels.percent_axes(axes)
+        panels.points_in_view(axes)
         handles = parts.setting_handles(points, two_rows=not panels.narrow(width_in))
         note = (
             "Bars: 95 % t-intervals over seeds; line: settings that no other beats in both. Accuracy is this study's, "
-            f"latency that of a round of {backbone_label(base.vit)}. {scenario.rates}. {scenario.machines}; "
+            f"latency that of a round of {backbone}. {scenario.rates}. {scenario.machines}; "
             f"phases do not overlap. {parts.work_note(base)}"
         )
         columns = 3 if panels.narrow(width_in) else len(handles) // 2

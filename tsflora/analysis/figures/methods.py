@@ -14,10 +14,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from tsflora.analysis.figures import panels
 from tsflora.analysis.figures.style import DOUBLE_COLUMN_IN, theme
-from tsflora.analysis.runs.coverage import PlannedRun
 from tsflora.analysis.runs.dataframes import DIRECTIONS, bytes_frame, rounds_frame, runs_frame
 from tsflora.analysis.runs.naming import dataset_label, method_rank, partition_label, significant_digits
 from tsflora.analysis.runs.statistics import mean_interval
+from tsflora.planned import ExperimentConfig
 from tsflora.records import KINDS, RunRecord
 
 _CURVE_HEIGHT_IN = 2.1
@@ -25,7 +25,7 @@ _NOTHING = "No runs yet."
 
 
 def accuracy_by_round(
-    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[ExperimentConfig] = ()
 ) -> Figure:
     """Test accuracy against communication round: a panel per data set (rows) and partition (columns)."""
     if not records:
@@ -36,18 +36,19 @@ def accuracy_by_round(
         figure, axes = panels.grid(rounds, width_in, _CURVE_HEIGHT_IN, "all")
         for axis, runs in panels.each_panel(rounds, axes):
             for method, style, seeds in panels.each_method(runs, styles):
-                panels.curve(axis, method, style, panels.over_seeds(seeds), "round")
+                panels.curve(axis, method, style, seeds, "round")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels.name_axes(axes, "Communication round", "Test accuracy (%)")
         panels.percent_axes(axes)
         panels.means_in_view(axes)
         note = f"Line: mean; band: 95 % t-interval. {panels.seed_counts(rounds)}{panels.plan_note(planned, records)}"
+        note += panels.diverged_note(rounds)
         panels.finish(figure, panels.method_handles(axes), note, 2 if panels.narrow(width_in) else 4)
     return figure
 
 
 def accuracy_by_bytes(
-    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[ExperimentConfig] = ()
 ) -> Figure:
     """Test accuracy against all bytes sent so far, both directions and all devices, on a log axis.
 
@@ -69,7 +70,7 @@ def accuracy_by_bytes(
             for method, style, seeds in panels.each_method(runs, styles):
                 points = panels.over_seeds(seeds)
                 if points["cumulative_mib"].nunique() > 1:
-                    panels.curve(axis, method, style, points, "cumulative_mib")
+                    panels.curve(axis, method, style, seeds, "cumulative_mib")
                 elif points["cumulative_mib"].max() > 0:  # all is sent in the first round
                     panels.point(axis, method, style, points.iloc[-1], "cumulative_mib")
                 else:
@@ -79,14 +80,14 @@ def accuracy_by_bytes(
         panels.means_in_view(axes)
         note = (
             "Up + down, all devices. Line: mean; band, bar: 95 % t-interval. "
-            f"{panels.seed_counts(rounds)}{panels.plan_note(planned, records)}"
+            f"{panels.seed_counts(rounds)}{panels.plan_note(planned, records)}{panels.diverged_note(rounds)}"
         )
         panels.finish(figure, panels.method_handles(axes), note, 2 if panels.narrow(width_in) else 4)
     return figure
 
 
 def bytes_per_round(
-    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[ExperimentConfig] = ()
 ) -> Figure:
     """MiB of one participant in one round by kind: uplink left, downlink right, a row per data set and partition."""
     if not records:
@@ -133,7 +134,7 @@ def bytes_per_round(
 
 
 def final_accuracy(
-    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[ExperimentConfig] = ()
 ) -> Figure:
     """Accuracy after the last round: mean, its interval, and every seed as a small dot; of runs that diverged, dots."""
     if not records:

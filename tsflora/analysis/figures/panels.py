@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,15 +14,17 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from tsflora.analysis.figures.style import COLUMN_IN, KIND_COLOURS, MethodStyle, drawn, styles_of, theme
-from tsflora.analysis.runs.coverage import PlannedRun, coverage
+from tsflora.analysis.runs.coverage import coverage
 from tsflora.analysis.runs.naming import dataset_label, method_rank, partition_label, partition_rank, significant_digits
 from tsflora.analysis.runs.statistics import mean_interval
+from tsflora.planned import ExperimentConfig
 from tsflora.records import KINDS, RunRecord
 
 _BAND_ALPHA = 0.13
 _NOTE_PT = 6
 _NOTE_CHARACTERS_PER_IN = 23
 _NUMBER_PT = 6.5
+_REACH_PERCENT = 8
 _LEGEND_IN = 0.75
 """Height that figures leave for their legend."""
 
@@ -81,18 +83,46 @@ def over_seeds(rounds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["round", "mean", "low", "high", "cumulative_mib"])
 
 
-def curve(axis: Axes, method: str, style: MethodStyle, points: pd.DataFrame, x: str) -> None:
-    """Mean line and its band (none where the interval is NaN) of `over_seeds` points against column `x`."""
+def curve(axis: Axes, method: str, style: MethodStyle, seeds: pd.DataFrame, x: str) -> None:
+    """Mean line and its band (none where the interval is NaN) of rows of `rounds_frame` against column `x`.
+
+    Where a run diverged a mean says nothing: each seed has a thin line, and one that diverged ends in a cross.
+    """
+    if seeds["diverged"].any():
+        for place, (_, run) in enumerate(seeds.groupby("seed")):
+            named = {"label": style.label, "gid": method} if place == 0 else {}
+            axis.plot(run[x], 100 * run["accuracy"], **look(style), lw=0.6, markevery=[0], **named)
+            if run["diverged"].iloc[-1]:
+                axis.plot(run[x].iloc[-1], 100 * run["accuracy"].iloc[-1], "x", color=style.colour, markersize=5)
+        return
+    points = over_seeds(seeds)
     axis.fill_between(points[x], points["low"], points["high"], color=style.colour, alpha=_BAND_ALPHA, lw=0)
     axis.plot(
         points[x],
         points["mean"],
-        color=style.colour,
-        marker=style.marker,
-        linestyle=style.linestyle,
+        **look(style),
         markevery=max(1, len(points) // 8),
         label=style.label,
         gid=method,
+    )
+
+
+def look(style: MethodStyle) -> dict[str, Any]:
+    """A style as matplotlib's arguments."""
+    return {"color": style.colour, "marker": style.marker, "linestyle": style.linestyle}
+
+
+def diverged(axis: Axes, x: float, style: MethodStyle) -> None:
+    """The word in place of a point whose runs diverged."""
+    axis.annotate(
+        "diverged",
+        (x, 0.03),
+        xycoords=axis.get_xaxis_transform(),
+        rotation=90,
+        ha="center",
+        va="bottom",
+        color=style.colour,
+        fontsize=_NUMBER_PT,
     )
 
 
@@ -182,6 +212,20 @@ def percent_axes(axes: list[list[Axes]]) -> None:
         row[0].set_ylim(max(low, 0), min(high, 100))
 
 
+def points_in_view(axes: list[list[Axes]]) -> None:
+    """The view reaches a little beyond the points: an interval of two digits would press all of them together."""
+    for row in axes:
+        drawn_lines = [np.asarray(line.get_ydata(), float) for axis in row for line in axis.lines if line.get_gid()]
+        means = np.concatenate([*drawn_lines, np.empty(0)])
+        means = means[np.isfinite(means)]
+        if not means.size:
+            row[0].set_ylim(0, 100)
+        else:
+            reach = max(_REACH_PERCENT, np.ptp(means) / 2)
+            bottom, top = row[0].get_ylim()
+            row[0].set_ylim(max(bottom, means.min() - reach), min(top, means.max() + reach))
+
+
 def means_in_view(axes: list[list[Axes]]) -> None:
     """The view starts below the lowest mean: a wide interval of one method would press all the others together."""
     for row in axes:
@@ -248,7 +292,12 @@ def seed_counts(runs: pd.DataFrame, cell: Sequence[str] = ("dataset", "partition
     return f"{span} {'seed' if most == 1 else 'seeds'}.{alone}"
 
 
-def plan_note(planned: Sequence[PlannedRun], records: Sequence[RunRecord]) -> str:
+def diverged_note(rounds: pd.DataFrame) -> str:
+    """How `curve` draws what diverged, where anything did."""
+    return "\nThin lines: seeds, where one of them diverged (cross)." if rounds["diverged"].any() else ""
+
+
+def plan_note(planned: Sequence[ExperimentConfig], records: Sequence[RunRecord]) -> str:
     """` 42 of 60 planned runs.`, or nothing without a plan."""
     if not planned:
         return ""

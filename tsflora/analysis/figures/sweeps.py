@@ -1,13 +1,12 @@
 """Figures of sweeps: accuracy against bits, against the cut, and by who chooses the tokens.
 
-Every function takes complete records, of methods and of sweeps alike, and finds its runs by their settings. Markers are
-means over seeds, bars 95 % t-intervals; points of one place stand side by side. Runs that are not in yet are simply
-absent; with the `planned` runs the note counts them. Where there is nothing to draw, the figure says so. They raise
-`DataError` as `settings_frame` does.
+Every function takes complete records, of methods and of sweeps alike, and finds the study's planned runs among them by
+their settings. Markers are means over seeds, bars 95 % t-intervals; points of one place stand side by side. The note
+counts the runs that are not in yet. Where there is nothing to draw, the figure says so. They raise `DataError` as
+`settings_frame` does.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,12 +28,11 @@ from tsflora.analysis.figures.style import (
     style_of,
     theme,
 )
-from tsflora.analysis.runs.coverage import PlannedRun
 from tsflora.analysis.runs.points import PANEL, POINT
-from tsflora.analysis.runs.sweep_means import CHOICES, choice_rank, with_choice
-from tsflora.analysis.runs.sweeps import Selected, bits_runs, cut_runs, selection_runs
+from tsflora.analysis.runs.sweeps import CHOICES, Chosen, bits_runs, choice_rank, cut_runs, selection_runs, with_choice
 from tsflora.analysis.units import FULL_BITS
 from tsflora.records import RunRecord
+from tsflora.study import StudyConfig
 
 _HEIGHT_IN = 1.75
 _BAND_ALPHA = 0.13
@@ -43,17 +41,14 @@ _DODGE = 0.07
 _FIXED = {"cut": "cut {}", "n_tokens": "{} tokens", "bits": "{} bits"}
 
 
-def accuracy_by_bits(
-    records: Sequence[RunRecord],
-    width_in: float = DOUBLE_COLUMN_IN,
-    cut: int | None = None,
-    planned: Sequence[PlannedRun] = (),
-) -> Figure:
+def accuracy_by_bits(records: Sequence[RunRecord], study: StudyConfig, width_in: float = DOUBLE_COLUMN_IN) -> Figure:
     """Final accuracy against bits per entry, a line per number of tokens: Fig. 3a,b of TSFLora (arXiv 2605.23988).
 
-    `cut` None takes the most common one. SFLora in full precision at that cut is a level line with its band.
+    At the study's cut, where SFLora in full precision is a level line with its band.
     """
-    chosen = bits_runs(records, cut, planned)
+    chosen = bits_runs(records, study)
+    if chosen.nothing:
+        return panels.sentence(chosen.sentence, width_in)
     points = chosen.means
     full = points["bits"] == FULL_BITS
     counts = sorted({int(n_tokens) for n_tokens in points.loc[~full, "n_tokens"].dropna()})
@@ -63,36 +58,28 @@ def accuracy_by_bits(
     return _figure(chosen, lines, styles, places, "Bits per entry", width_in, points[full])
 
 
-def accuracy_by_cut(
-    records: Sequence[RunRecord],
-    width_in: float = DOUBLE_COLUMN_IN,
-    n_tokens: int | None = None,
-    planned: Sequence[PlannedRun] = (),
-) -> Figure:
+def accuracy_by_cut(records: Sequence[RunRecord], study: StudyConfig, width_in: float = DOUBLE_COLUMN_IN) -> Figure:
     """Final accuracy against the cut, a line per number of bits: Fig. 3c,d of TSFLora (arXiv 2605.23988).
 
-    `n_tokens` None takes the number that cut and bits are most varied at. SFLora in full precision, with all tokens,
-    stands where it was run.
+    At the number of tokens that cut and bits are most varied at. SFLora in full precision stands where it was run.
     """
-    chosen = cut_runs(records, n_tokens, planned)
+    chosen = cut_runs(records, study)
+    if chosen.nothing:
+        return panels.sentence(chosen.sentence, width_in)
     points = chosen.means
     styles = {int(bits): _bits_style(int(bits)) for bits in sorted(set(points["bits"]))}
     lines = points.assign(series=points["bits"], x=points["cut"].astype(float))
     return _figure(chosen, lines, styles, _cuts(points), "Cut (blocks on the device)", width_in)
 
 
-def selection_controls(
-    records: Sequence[RunRecord],
-    width_in: float = DOUBLE_COLUMN_IN,
-    n_tokens: int | None = None,
-    bits: int | None = None,
-    planned: Sequence[PlannedRun] = (),
-) -> Figure:
+def selection_controls(records: Sequence[RunRecord], study: StudyConfig, width_in: float = DOUBLE_COLUMN_IN) -> Figure:
     """Final accuracy against the cut by who chooses the tokens, at equal bytes: is CLS attention worth its name?
 
-    `n_tokens` and `bits` None take the pair at which choice and cut are most varied.
+    At the tokens and bits that choice and cut are most varied at.
     """
-    chosen = selection_runs(records, n_tokens, bits, planned)
+    chosen = selection_runs(records, study)
+    if chosen.nothing:
+        return panels.sentence(chosen.sentence, width_in)
     points = with_choice(chosen.means)
     looks = {name: CHOICE_LOOKS[key] for key, name in CHOICES.items()}
     styles = {
@@ -104,7 +91,7 @@ def selection_controls(
 
 
 def _figure(
-    chosen: Selected,
+    chosen: Chosen,
     lines: pd.DataFrame,
     styles: Mapping[int, MethodStyle] | Mapping[str, MethodStyle],
     places: Mapping[float, str],
@@ -113,8 +100,6 @@ def _figure(
     levels: pd.DataFrame | None = None,
 ) -> Figure:
     """One panel per data set and partition, alone in one column: a line per `series` over `x`, and `levels` across."""
-    if lines.empty:
-        return panels.sentence(chosen.sentence, width_in)
     if len(lines[PANEL].drop_duplicates()) == 1:
         width_in = min(width_in, COLUMN_IN)
     gap = min(np.diff(list(places)), default=1.0)
@@ -128,6 +113,9 @@ def _figure(
             if levels is not None:
                 here = (levels[PANEL] == points[PANEL].iloc[0]).all(axis=1)
                 for _, level in levels[here].iterrows():
+                    if level["diverged"]:
+                        axis.text(0.02, 0.05, "full precision diverged", transform=axis.transAxes, color=FULL_COLOUR)
+                        continue
                     axis.axhspan(100 * level["low"], 100 * level["high"], color=FULL_COLOUR, alpha=_BAND_ALPHA, lw=0)
                     axis.axhline(100 * level["mean"], color=FULL_COLOUR, linewidth=0.8)
             axis.set_xticks(list(places), list(places.values()))
@@ -136,6 +124,7 @@ def _figure(
             handles.append(_handle(MethodStyle("full precision, all tokens", FULL_COLOUR, "", "-")))
         panels.name_axes(axes, x_name, "Final accuracy (%)")
         panels.percent_axes(axes)
+        panels.points_in_view(axes)
         panels.finish(figure, handles, _note(chosen), 2 if panels.narrow(width_in) else len(handles))
     return figure
 
@@ -144,15 +133,13 @@ def _line(axis: Axes, style: MethodStyle, points: pd.DataFrame, shift: float) ->
     """Means joined by a line, and the interval of each where it has one."""
     x = points["x"].to_numpy() + shift
     axis.vlines(x, 100 * points["low"], 100 * points["high"], color=style.colour, linewidth=0.9)
-    axis.plot(x, 100 * points["mean"], **_look(style))
+    axis.plot(x, 100 * points["mean"], gid=style.label, **panels.look(style))
+    for place in x[points["diverged"] > 0]:
+        panels.diverged(axis, float(place), style)
 
 
 def _handle(style: MethodStyle) -> Line2D:
-    return Line2D([], [], label=style.label, **_look(style))
-
-
-def _look(style: MethodStyle) -> dict[str, Any]:
-    return {"color": style.colour, "marker": style.marker, "linestyle": style.linestyle}
+    return Line2D([], [], label=style.label, **panels.look(style))
 
 
 def _cuts(points: pd.DataFrame) -> dict[float, str]:
@@ -174,16 +161,9 @@ def _bits_style(bits: int) -> MethodStyle:
     return MethodStyle(f"{bits} bits", BITS_COLOURS[bits], BITS_MARKERS[bits], "-")
 
 
-def _note(chosen: Selected) -> str:
+def _note(chosen: Chosen) -> str:
     """What is drawn and what every point shares, how many seeds, and how much of the plan is in."""
     shared = ", ".join(_FIXED[name].format(value) for name, value in chosen.fixed.items())
     seeds = panels.seed_counts(chosen.runs, [*PANEL, *POINT])
-    texts = [f"{shared[:1].upper()}{shared[1:]}."]
-    if chosen.n_planned:
-        texts.append(f"{chosen.n_in} of {chosen.n_planned} planned runs.")
-        if extra := chosen.n_unplanned:
-            texts.append(f"{extra} drawn {'is' if extra == 1 else 'are'} not in the plan.")
-    if chosen.n_left_out:
-        texts.append(f"{chosen.n_left_out} of other settings left out.")
-    drawn, rest = f"Marker: mean; bar: 95 % t-interval; side by side: one place. {seeds}", " ".join(texts)
-    return f"{drawn}\n{rest}"
+    drawn = f"Marker: mean; bar: 95 % t-interval; side by side: one place. {seeds}"
+    return f"{drawn}\n{shared[:1].upper()}{shared[1:]}. {chosen.count}."

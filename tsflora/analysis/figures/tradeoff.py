@@ -11,10 +11,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from tsflora.analysis.figures import panels
 from tsflora.analysis.figures.style import DOUBLE_COLUMN_IN, MethodStyle, theme
-from tsflora.analysis.runs.coverage import PlannedRun
 from tsflora.analysis.runs.dataframes import runs_frame
 from tsflora.analysis.runs.naming import dataset_label, partition_label, partition_rank
 from tsflora.analysis.runs.tradeoff import COUNTS, tradeoff_frame
+from tsflora.planned import ExperimentConfig
 from tsflora.records import RunRecord
 
 _TITLES = {"uplink_payload_mib": "uplink payload", "all_bytes_mib": "all bytes, up + down"}
@@ -23,7 +23,7 @@ _APART = 1.08
 
 
 def accuracy_against_traffic(
-    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[PlannedRun] = ()
+    records: Sequence[RunRecord], width_in: float = DOUBLE_COLUMN_IN, planned: Sequence[ExperimentConfig] = ()
 ) -> Figure:
     """Final accuracy against MiB per device and round: the paper's count left, every byte right, a row for each case.
 
@@ -52,13 +52,11 @@ def accuracy_against_traffic(
         for row, (dataset, partition) in zip(grid, cases, strict=True):
             methods = frame[(frame["dataset"] == dataset) & (frame["partition"] == partition)]
             for axis, count in zip(row, COUNTS, strict=True):
-                sending = methods[(methods[count] > 0) & (methods["diverged"] == 0)]
+                sending = methods[methods[count] > 0]
                 for place, method in zip(
                     _side_by_side(sending[count].tolist()), sending.to_dict("records"), strict=True
                 ):
                     _point(axis, method, styles[method["method"]], place)
-                if not axis.lines:
-                    axis.text(0.5, 0.5, "runs of every method diverged", transform=axis.transAxes, ha="center")
                 axis.set_xscale("log")
                 axis.xaxis.set_major_locator(LogLocator(subs=_TICKS))
                 axis.xaxis.set_major_formatter(FuncFormatter(lambda mib, _: f"{mib:g}"))
@@ -70,15 +68,12 @@ def accuracy_against_traffic(
             axis.set_xlabel("MiB per device and round")
         axes = grid.tolist()
         panels.percent_axes(axes)
+        panels.points_in_view(axes)
         silent = frame.loc[(frame[list(COUNTS)] == 0).all(axis=1), "label"]
         note = (
             f"Bars: 95 % t-intervals. {panels.seed_counts(runs)}{panels.plan_note(planned, records)}"
             "\nUplink payload: activations, adapters, images; no labels, ranges, headers. Equal traffic side by side."
         )
-        diverged = frame.loc[frame["diverged"] > 0, ["dataset", "partition", "label"]]
-        for (dataset, partition), lost in diverged.groupby(["dataset", "partition"], sort=False):
-            where = f"{dataset_label(str(dataset))}, {partition_label(str(partition))}"
-            note += f"\nNot drawn on {where}, since runs diverged: {', '.join(lost['label'])}."
         if len(silent):
             note += f"\n{', '.join(dict.fromkeys(silent))} sends nothing and is not shown."
         if runs["uplink_images_bytes"].any():
@@ -97,6 +92,8 @@ def _side_by_side(sent_mib: Sequence[float]) -> list[float]:
 
 
 def _point(axis: Axes, method: Mapping[Hashable, Any], style: MethodStyle, place: float) -> None:
+    if method["diverged"]:
+        panels.diverged(axis, place, style)
     mean, low, high = (100 * float(method[name]) for name in ("mean", "low", "high"))
     # One seed has no interval.
     spread = None if pd.isna(low) else [[mean - low], [high - mean]]

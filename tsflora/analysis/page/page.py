@@ -12,9 +12,10 @@ import jinja2
 import pandas as pd
 
 from tsflora.analysis.page.sections import read_sections
-from tsflora.analysis.runs.coverage import PlannedRun, coverage, coverage_sentence
+from tsflora.analysis.runs.coverage import coverage, coverage_sentence
 from tsflora.analysis.tables.markup import html_table, printed
 from tsflora.errors import ConfigError
+from tsflora.planned import ExperimentConfig
 from tsflora.records import RunRecord
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -25,7 +26,7 @@ _DIGEST_LENGTH = 12
 class Runs:
     """A study's plan, and the records that are in: complete and failed ones together."""
 
-    planned: Sequence[PlannedRun]
+    planned: Sequence[ExperimentConfig]
     records: Sequence[RunRecord]
 
 

@@ -1,15 +1,15 @@
 """Records in; numbers out: frames of runs and rounds, means and paired differences over seeds, coverage of a plan."""
 
-from tsflora.analysis.runs.collection import Records, load_records, read_jsonl, write_jsonl
+from tsflora.analysis.runs.collection import Records, load_records, method_records, read_jsonl, write_jsonl
 from tsflora.analysis.runs.coverage import coverage, coverage_sentence
 from tsflora.analysis.runs.dataframes import bytes_frame, rounds_frame, runs_frame
 from tsflora.analysis.runs.naming import METHODS, REFERENCE, partition_label
 from tsflora.analysis.runs.plans import plans_frame
-from tsflora.analysis.runs.points import accuracies_of, method_records, settings_frame
+from tsflora.analysis.runs.points import accuracies_of, settings_frame
 from tsflora.analysis.runs.setting import setting, setting_sentence
 from tsflora.analysis.runs.statistics import Interval, PairedDifference, mean_interval, paired_difference
 from tsflora.analysis.runs.summaries import accuracy_differences, accuracy_means, summary, traffic_means
-from tsflora.analysis.runs.sweep_means import (
+from tsflora.analysis.runs.sweeps import (
     accuracy_by_bits_means,
     accuracy_by_cut_means,
     selection_differences,

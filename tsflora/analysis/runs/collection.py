@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,11 @@ def load_records(folder: Path) -> Records:
     if not paths:
         raise DataError(f"{folder}: no run records (*.json) there; run an experiment first or name another folder")
     return separate(RunRecord.read(path) for path in paths)
+
+
+def method_records(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs of a study's methods, without the points of its sweeps."""
+    return [run for run in records if run.config.get("sweep") is None]
 
 
 def write_jsonl(records: Iterable[RunRecord], path: Path) -> None:

@@ -1,52 +1,20 @@
 """Which of a study's planned runs are in, which are not, and what went wrong with those that failed: in words."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
 from tsflora.analysis.runs.naming import method_rank, partition_label, partition_rank
+from tsflora.planned import ExperimentConfig
 from tsflora.records import RunRecord, config_digest
 
 _COLUMNS = ["dataset", "method", "label", "is_sweep", "planned", "in", "missing", "failed", "other_settings"]
 
 
-@runtime_checkable
-class PlannedRun(Protocol):
-    """What a report needs to know of a run that was planned; `tsflora.experiment.ExperimentConfig` is one."""
-
-    @property
-    def dataset_name(self) -> str:
-        """The data set as records name it."""
-
-    @property
-    def partition_name(self) -> str:
-        """The partition as records name it."""
-
-    @property
-    def method_key(self) -> str:
-        """The method as records name it."""
-
-    @property
-    def label(self) -> str:
-        """The method as reports print it."""
-
-    @property
-    def sweep(self) -> str | None:
-        """The sweep that the run is a point of; None for a method of the study."""
-
-    @property
-    def seed(self) -> int:
-        """The run's seed."""
-
-    def dump(self) -> dict[str, Any]:
-        """The resolved configuration as plain JSON values."""
-
-
 _Name = tuple[str, str, str, int]
 
 
-def coverage(planned: Sequence[PlannedRun], records: Sequence[RunRecord]) -> pd.DataFrame:
+def coverage(planned: Sequence[ExperimentConfig], records: Sequence[RunRecord]) -> pd.DataFrame:
     """How much of a plan is in, one row per data set and method or sweep; complete and failed records together.
 
     A run is in when a complete record has its name (data set, method, partition, seed) and its configuration, by
@@ -71,7 +39,7 @@ def coverage(planned: Sequence[PlannedRun], records: Sequence[RunRecord]) -> pd.
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def coverage_sentence(planned: Sequence[PlannedRun], records: Sequence[RunRecord]) -> str:
+def coverage_sentence(planned: Sequence[ExperimentConfig], records: Sequence[RunRecord]) -> str:
     """`coverage` as a sentence or two: how many planned runs are in, what is missing at large, what failed and why."""
     found = _Found(records)
     n_in = sum(found.is_in(cell) for cell in planned)
@@ -116,42 +84,42 @@ class _Found:
             else:
                 self.errors[name, config_digest(run.config)] = run.error or "no reason given"
 
-    def key(self, cell: PlannedRun) -> tuple[_Name, str]:
+    def key(self, cell: ExperimentConfig) -> tuple[_Name, str]:
         # A digest costs a dump, and every cell is asked for several times.
         if id(cell) not in self.digests:
             name = (cell.dataset_name, cell.method_key, cell.partition_name, cell.seed)
             self.digests[id(cell)] = (name, config_digest(cell.dump()))
         return self.digests[id(cell)]
 
-    def is_in(self, cell: PlannedRun) -> bool:
+    def is_in(self, cell: ExperimentConfig) -> bool:
         return self.key(cell) in self.complete
 
-    def error(self, cell: PlannedRun) -> str | None:
+    def error(self, cell: ExperimentConfig) -> str | None:
         """The error of a cell whose only record is a failed one."""
         return None if self.is_in(cell) else self.errors.get(self.key(cell))
 
-    def is_other(self, cell: PlannedRun) -> bool:
+    def is_other(self, cell: ExperimentConfig) -> bool:
         """Whether the cell's name has records, and none of them its configuration."""
         return self.key(cell)[0] in self.names and not self.is_in(cell) and self.key(cell) not in self.errors
 
 
-def _grouped(planned: Sequence[PlannedRun]) -> dict[tuple[str, bool, str], list[PlannedRun]]:
+def _grouped(planned: Sequence[ExperimentConfig]) -> dict[tuple[str, bool, str], list[ExperimentConfig]]:
     """Cells by data set, whether they are a sweep's, and method or sweep; in report order, sweeps last."""
-    groups: dict[tuple[str, bool, str], list[PlannedRun]] = {}
+    groups: dict[tuple[str, bool, str], list[ExperimentConfig]] = {}
     for cell in planned:
         key = (cell.dataset_name, cell.sweep is not None, cell.sweep or cell.method_key)
         groups.setdefault(key, []).append(cell)
     return {key: groups[key] for key in sorted(groups, key=lambda key: (key[0], key[1], method_rank(key[2])))}
 
 
-def _by_partition(cells: Iterable[PlannedRun]) -> dict[str, list[PlannedRun]]:
-    groups: dict[str, list[PlannedRun]] = {}
+def _by_partition(cells: Iterable[ExperimentConfig]) -> dict[str, list[ExperimentConfig]]:
+    groups: dict[str, list[ExperimentConfig]] = {}
     for cell in cells:
         groups.setdefault(cell.partition_name, []).append(cell)
     return {name: groups[name] for name in sorted(groups, key=partition_rank)}
 
 
-def _missing(cells: Sequence[PlannedRun], found: _Found) -> str:
+def _missing(cells: Sequence[ExperimentConfig], found: _Found) -> str:
     """The missing runs of one method or sweep: whole partitions first, then points and seeds."""
     if not any(found.is_in(cell) for cell in cells):
         return "everything"
@@ -165,7 +133,7 @@ def _missing(cells: Sequence[PlannedRun], found: _Found) -> str:
     return "; ".join(parts)
 
 
-def _points(planned: Sequence[PlannedRun], missing: Sequence[PlannedRun]) -> list[str]:
+def _points(planned: Sequence[ExperimentConfig], missing: Sequence[ExperimentConfig]) -> list[str]:
     """Missing runs of one partition: seeds of a method; of a sweep its points, with seeds where some are in."""
     seeds: dict[tuple[str, str], list[int]] = {}
     for cell in missing:
@@ -182,7 +150,7 @@ def _points(planned: Sequence[PlannedRun], missing: Sequence[PlannedRun]) -> lis
     return texts
 
 
-def _missing_at_large(groups: Mapping[tuple[str, bool, str], list[PlannedRun]], found: _Found) -> list[str]:
+def _missing_at_large(groups: Mapping[tuple[str, bool, str], list[ExperimentConfig]], found: _Found) -> list[str]:
     """What one data set lacks: all of it, whole partitions, whole methods, and of the others how many runs."""
     cells = [cell for group in groups.values() for cell in group]
     if not any(found.is_in(cell) for cell in cells):
@@ -200,7 +168,7 @@ def _missing_at_large(groups: Mapping[tuple[str, bool, str], list[PlannedRun]], 
     return texts
 
 
-def _failures(cells: Iterable[PlannedRun], found: _Found) -> list[str]:
+def _failures(cells: Iterable[ExperimentConfig], found: _Found) -> list[str]:
     """Failed runs with their errors, of one method or sweep."""
     return [
         f"{f'({cell.label}) ' if cell.sweep else ''}{partition_label(cell.partition_name)}, seed {cell.seed}: {error}"

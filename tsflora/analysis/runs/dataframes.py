@@ -69,6 +69,7 @@ def rounds_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
                     "uplink_bytes": uplink_bytes,
                     "downlink_bytes": downlink_bytes,
                     "cumulative_mib": sent_bytes / MIB,
+                    "diverged": run.diverged,
                 }
             )
     return pd.DataFrame(rows)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from tsflora.analysis.runs.coverage import PlannedRun
 from tsflora.analysis.runs.dataframes import CELL, DIRECTIONS, kinds_of, runs_frame
 from tsflora.analysis.runs.naming import (
     METHODS,
@@ -16,6 +15,7 @@ from tsflora.analysis.runs.statistics import PairedDifference, mean_interval, pa
 from tsflora.analysis.units import MIB
 from tsflora.config import did_you_mean
 from tsflora.errors import DataError
+from tsflora.planned import ExperimentConfig
 from tsflora.records import RunRecord
 
 DIFFERENCE = ("difference", "low", "high", "n", "p_value", "bootstrap_low", "bootstrap_high", "significant")
@@ -60,7 +60,7 @@ def _column(compressed: bool) -> str:
 def accuracy_differences(
     records: Sequence[RunRecord],
     reference: str = REFERENCE,
-    planned: Sequence[PlannedRun] = (),
+    planned: Sequence[ExperimentConfig] = (),
     *,
     compressed: bool = True,
 ) -> pd.DataFrame:

@@ -1,167 +1,183 @@
-"""Runs of a sweep's figure: those at its settings, from methods and sweeps alike, and how many of the plan they are."""
+"""Sweeps: the runs of each figure of settings, the means of its points, and who chooses tokens best."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from tsflora.analysis.runs.coverage import PlannedRun
-from tsflora.analysis.runs.points import PANEL, POINT, planned_frame, settings_frame
-from tsflora.analysis.runs.statistics import mean_interval
+from tsflora.analysis.runs.points import ALL_TOKENS, PANEL, POINT, settings_frame
+from tsflora.analysis.runs.statistics import mean_interval, paired_difference
+from tsflora.analysis.runs.summaries import DIFFERENCE, difference_numbers
 from tsflora.analysis.units import FULL_BITS
-from tsflora.compression.tokens import AllTokens
 from tsflora.records import RunRecord
+from tsflora.study import StudyConfig
 
 CLS_ATTENTION = ("top_k_merge", "attention")
 """Selection and merged token of TSFLora, which other choices are compared with."""
-_SEEDS = [*PANEL, "setting", "seed"]
+CHOICES = {
+    CLS_ATTENTION: "CLS attention, merged",
+    ("top_k_merge", "none"): "CLS attention, unmerged",
+    ("random", "attention"): "Random, merged",
+    ("feature_norm", "attention"): "Feature norm, merged",
+}
+"""Printed names of ways to choose tokens, in print order."""
 
 
 @dataclass(frozen=True)
-class Selected:
-    """The runs of one figure: at its fixed settings, and alike in all that it does not show."""
+class Chosen:
+    """The planned runs of one figure: at its fixed settings, and alike in all that it does not show."""
 
-    runs: pd.DataFrame
-    """Rows of `settings_frame`: the sweep's points, and the reference of full precision if the figure has one."""
+    points: pd.DataFrame
+    """Rows of `settings_frame`, those that are not in as well."""
+    reference: pd.DataFrame
+    """Those of full precision that the figure draws beside them; none where it has no such thing."""
     fixed: Mapping[str, int]
-    """Settings that the figure does not vary, e.g. `cut`; empty where there is neither run nor plan."""
-    n_left_out: int
-    """Runs at the figure's settings that differ from the others in something it does not show."""
-    n_planned: int
-    """Planned runs of the sweep's points, without the reference; 0 where no plan was given."""
-    n_in: int
-    """Those of them that are among `runs`, by configuration."""
-    n_unplanned: int
-    """Runs of the sweep's points that are not among the planned ones."""
+    """Settings that the figure does not vary, e.g. `cut`; empty where nothing is planned."""
+
+    @property
+    def runs(self) -> pd.DataFrame:
+        """The runs that are in, reference last."""
+        return pd.concat([self.points, self.reference], ignore_index=True).dropna(subset="accuracy")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether none of the points is in."""
+        return not self.points["accuracy"].notna().any()
+
+    @property
+    def count(self) -> str:
+        """How many of the points' runs are in."""
+        return f"{self.points['accuracy'].notna().sum()} of {len(self.points)} planned runs"
 
     @property
     def sentence(self) -> str:
         """What is said where nothing can be drawn."""
-        return f"No runs of this sweep yet{f': 0 of {self.n_planned} planned' if self.n_planned else ''}."
+        return f"No runs of this sweep yet: {self.count}." if len(self.points) else "This study plans no such sweep."
 
     @property
     def means(self) -> pd.DataFrame:
-        """Final accuracy at each point: mean and 95 % t-interval over n seeds, as fractions."""
+        """Final accuracy at each point: mean and 95 % t-interval over n seeds, as fractions; none if any diverged."""
         rows = []
         for key, seeds in self.runs.groupby([*PANEL, *POINT], dropna=False, sort=False):
-            interval = mean_interval(seeds["accuracy"])
-            rows.append((*key, interval.mean, interval.low, interval.high, interval.n))
-        frame = pd.DataFrame(rows, columns=[*PANEL, *POINT, "mean", "low", "high", "n"])
-        merge = frame["merge"].astype(object)  # groupby made None a NaN
-        frame["merge"] = merge.where(merge.notna(), None)
+            interval, n_diverged = mean_interval(seeds["accuracy"]), int(seeds["diverged"].sum())
+            numbers = (np.nan,) * 3 if n_diverged else (interval.mean, interval.low, interval.high)
+            rows.append((*key, *numbers, interval.n, n_diverged))
+        frame = pd.DataFrame(rows, columns=[*PANEL, *POINT, "mean", "low", "high", "n", "diverged"])
+        frame["merge"] = frame["merge"].astype(object).where(frame["merge"].notna(), None)  # groupby made None a NaN
         return frame.sort_values([*PANEL, *POINT], kind="stable").reset_index(drop=True)
 
 
-def bits_runs(records: Sequence[RunRecord], cut: int | None = None, planned: Sequence[PlannedRun] = ()) -> Selected:
-    """Quantised runs at one cut, CLS attention or all tokens, and full precision at the same cut.
-
-    `cut` None takes the one of most runs, of the planned ones where a plan is given.
+def bits_runs(records: Sequence[RunRecord], study: StudyConfig) -> Chosen:
+    """Quantised runs at the study's cut, CLS attention or all tokens, and full precision there.
 
     Raises:
         DataError: as `settings_frame`; so do all functions here.
     """
-
-    def pick(frame: pd.DataFrame, fixed: Mapping[str, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return _at(_quantised(frame), fixed), _at(_uncompressed(frame), fixed)
-
-    return _selected(records, planned, _quantised, pick, {"cut": cut}, ["setting", "seed"], ["bits"])
+    planned = settings_frame(records, study)
+    here = planned[planned["cut"] == study.cut]
+    return _chosen(_quantised(here), _uncompressed(here), {"cut": study.cut}, ["bits"])
 
 
-def cut_runs(records: Sequence[RunRecord], n_tokens: int | None = None, planned: Sequence[PlannedRun] = ()) -> Selected:
-    """Quantised runs with one number of tokens at every cut, and full precision with all tokens at every cut.
+def cut_runs(records: Sequence[RunRecord], study: StudyConfig) -> Chosen:
+    """Quantised runs at every cut with the number of tokens that cut and bits are most varied at.
 
-    `n_tokens` None takes the one with most combinations of cut and bits, planned ones where a plan is given.
+    Full precision with all tokens stands beside them wherever it was run.
     """
-
-    def pick(frame: pd.DataFrame, fixed: Mapping[str, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return _at(_quantised(frame), fixed), _uncompressed(frame)
-
-    return _selected(records, planned, _quantised, pick, {"n_tokens": n_tokens}, ["cut", "bits"], ["cut"])
+    planned = settings_frame(records, study)
+    points, fixed = _most_varied(_quantised(planned), ["n_tokens"], ["cut", "bits"])
+    return _chosen(points, _uncompressed(planned), fixed, ["cut"])
 
 
-def selection_runs(
-    records: Sequence[RunRecord],
-    n_tokens: int | None = None,
-    bits: int | None = None,
-    planned: Sequence[PlannedRun] = (),
-) -> Selected:
-    """Runs that choose among the tokens, in any way, with one number of tokens and of bits, at every cut.
-
-    None takes the values with most combinations of choice and cut, planned ones where a plan is given.
-    """
-
-    def choosing(frame: pd.DataFrame) -> pd.DataFrame:
-        return frame[frame["selection"].notna() & (frame["selection"] != AllTokens.name)]
-
-    def pick(frame: pd.DataFrame, fixed: Mapping[str, int]) -> tuple[pd.DataFrame, pd.DataFrame]:
-        return _at(choosing(frame), fixed), frame.iloc[:0]
-
-    fixed = {"n_tokens": n_tokens, "bits": bits}
+def selection_runs(records: Sequence[RunRecord], study: StudyConfig) -> Chosen:
+    """Runs that choose among the tokens, in any way, at the tokens and bits that choice and cut are most varied at."""
+    planned = settings_frame(records, study)
     choice = ["selection", "merge"]
-    return _selected(records, planned, choosing, pick, fixed, ["cut", *choice], choice)
+    points, fixed = _most_varied(planned[planned["selection"] != ALL_TOKENS], ["n_tokens", "bits"], ["cut", *choice])
+    return _chosen(points, planned.iloc[:0], fixed, choice)
 
 
 def _quantised(frame: pd.DataFrame) -> pd.DataFrame:
     """Runs below full precision that send all tokens, or choose them as TSFLora does."""
     tsflora = (frame["selection"] == CLS_ATTENTION[0]) & (frame["merge"] == CLS_ATTENTION[1])
-    return frame[((frame["selection"] == AllTokens.name) | tsflora) & (frame["bits"] < FULL_BITS)]
+    return frame[((frame["selection"] == ALL_TOKENS) | tsflora) & (frame["bits"] < FULL_BITS)]
 
 
 def _uncompressed(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[(frame["selection"] == AllTokens.name) & (frame["bits"] == FULL_BITS)]
+    return frame[(frame["selection"] == ALL_TOKENS) & (frame["bits"] == FULL_BITS)]
 
 
-def _at(frame: pd.DataFrame, fixed: Mapping[str, int]) -> pd.DataFrame:
-    for name, value in fixed.items():
-        frame = frame[frame[name] == value]
-    return frame
+def _most_varied(frame: pd.DataFrame, fixed: list[str], varied: list[str]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows at the values of `fixed` with most combinations of `varied`, then most rows, then the smallest."""
+    groups: list[tuple[Any, pd.DataFrame]] = list(frame.dropna(subset=fixed).groupby(fixed))
+    if not groups:
+        return frame.iloc[:0], {}
+    values, rows = max(groups, key=lambda group: (len(group[1].drop_duplicates(varied)), len(group[1])))
+    return rows, {name: int(value) for name, value in zip(fixed, values, strict=True)}
 
 
-def _alike(frame: pd.DataFrame) -> pd.DataFrame:
-    """Runs that agree with most of their panel in what no figure shows, e.g. rounding, learning rate or rounds."""
+def _chosen(points: pd.DataFrame, reference: pd.DataFrame, fixed: Mapping[str, int], across: list[str]) -> Chosen:
+    """Points of panels that have two values `across` (all panels where none has), alike in what no figure shows."""
+    values = points[[*PANEL, *across]].drop_duplicates().groupby(PANEL).size()
+    swept = values[values >= min(2, values.max())].index.to_frame(index=False)
+    points = points.merge(swept, on=PANEL)
     for column, within in (("rest", PANEL), ("quantizer", PANEL), ("selection_options", [*PANEL, "selection"])):
-        usual = frame.groupby(within)[column].transform(lambda values: Counter(values).most_common(1)[0][0])
-        frame = frame[frame[column] == usual]
-    return frame
+        usual = points.groupby(within)[column].transform(lambda texts: Counter(texts).most_common(1)[0][0])
+        points = points[points[column] == usual]
+    return Chosen(points, reference.merge(points[[*PANEL, "rest"]].drop_duplicates(), on=[*PANEL, "rest"]), fixed)
 
 
-def _selected(
-    records: Sequence[RunRecord],
-    planned: Sequence[PlannedRun],
-    eligible: Callable[[pd.DataFrame], pd.DataFrame],
-    pick: Callable[[pd.DataFrame, Mapping[str, int]], tuple[pd.DataFrame, pd.DataFrame]],
-    wanted: Mapping[str, int | None],
-    varied: list[str],
-    across: list[str],
-) -> Selected:
-    """Settle what the figure fixes, take its runs, and count those of the plan.
+def accuracy_by_bits_means(records: Sequence[RunRecord], study: StudyConfig) -> pd.DataFrame:
+    """The points of `accuracy_by_bits`, as fractions."""
+    return bits_runs(records, study).means
 
-    A panel without two values `across`, in the plan if there is one, is left out: it has a method and no sweep. If
-    none has two, all of them stay.
+
+def accuracy_by_cut_means(records: Sequence[RunRecord], study: StudyConfig) -> pd.DataFrame:
+    """The points of `accuracy_by_cut`, as fractions."""
+    return cut_runs(records, study).means
+
+
+def selection_means(records: Sequence[RunRecord], study: StudyConfig) -> pd.DataFrame:
+    """The points of `selection_controls`, as fractions, with the name of each `choice` in print order."""
+    means = with_choice(selection_runs(records, study).means)
+    ranks = means["choice"].map(choice_rank)
+    return means.assign(rank=ranks).sort_values([*PANEL, "cut", "rank"]).drop(columns="rank").reset_index(drop=True)
+
+
+def selection_differences(records: Sequence[RunRecord], study: StudyConfig) -> pd.DataFrame:
+    """Final accuracy of each other choice minus that of CLS attention at the same cut, paired by seed, as fractions.
+
+    One row per panel, cut and choice that shares a seed with CLS attention, in neither of which a run diverged; numbers
+    as in `accuracy_differences`.
     """
-    runs, plan = settings_frame(records), planned_frame(planned, records)
-    given = {name: value for name, value in wanted.items() if value is not None}
-    pools = [_at(eligible(frame), given).dropna(subset=list(wanted)) for frame in (plan, runs)]
-    pool = pools[0] if not pools[0].empty else pools[1]
-    if pool.empty:
-        fixed = given
-        points = reference = found = runs.iloc[:0]
-        expected = plan.iloc[:0]
-    else:
+    runs = with_choice(selection_runs(records, study).runs)
+    point = [*PANEL, "cut", "choice"]
+    whole = runs.groupby(point).filter(lambda seeds: not seeds["diverged"].any()) if len(runs) else runs
+    by_seed: dict[Any, dict[int, float]] = {
+        key: dict(zip(of["seed"], of["accuracy"], strict=True)) for key, of in whole.groupby(point)
+    }
+    reference = CHOICES[CLS_ATTENTION]
+    rows = []
+    for key in sorted(by_seed, key=lambda key: (*key[:3], choice_rank(key[3]))):
+        base = by_seed.get((*key[:3], reference), {})
+        if key[3] != reference and by_seed[key].keys() & base.keys():
+            found = difference_numbers(paired_difference(by_seed[key], base))
+            rows.append(dict(zip(point, key, strict=True)) | {"reference": reference} | found)
+    return pd.DataFrame(rows, columns=[*point, "reference", *DIFFERENCE])
 
-        def spread(values: Mapping[str, int]) -> tuple[int, int]:
-            rows = _at(pool, values)
-            return len(rows.drop_duplicates(varied)), len(rows)
 
-        candidates = pool[list(wanted)].drop_duplicates().sort_values(list(wanted)).to_dict("records")
-        # Most varied first, then most runs; the smallest values where both are equal.
-        fixed = max(({name: int(values[name]) for name in wanted} for values in candidates), key=spread)
-        panels = _at(pool, fixed)[[*PANEL, *across]].drop_duplicates().groupby(PANEL).size()
-        swept = panels[panels >= min(2, panels.max())].index.to_frame(index=False)
-        found, reference = pick(runs.merge(swept, on=PANEL), fixed)
-        points, expected = _alike(found), _alike(pick(plan.merge(swept, on=PANEL), fixed)[0])
-        reference = reference.merge(points[[*PANEL, "rest"]].drop_duplicates(), on=[*PANEL, "rest"])
-    n_in = len(expected[_SEEDS].merge(points[_SEEDS], on=_SEEDS))
-    extra, left_out = len(points) - n_in, len(found) - len(points)
-    return Selected(pd.concat([points, reference], ignore_index=True), fixed, left_out, len(expected), n_in, extra)
+def with_choice(frame: pd.DataFrame) -> pd.DataFrame:
+    """`frame` with the printed name of each row's selection and merged token as `choice`."""
+    names = [
+        CHOICES.get((selection, merge or ""), selection if merge is None else f"{selection}, merge {merge}")
+        for selection, merge in zip(frame["selection"], frame["merge"], strict=True)
+    ]
+    return frame.assign(choice=names)
+
+
+def choice_rank(name: str) -> tuple[int, str]:
+    """Sort key of a choice's printed name: the order of `CHOICES`, then unknown ones by name."""
+    names = list(CHOICES.values())
+    return (names.index(name), "") if name in names else (len(names), name)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tsflora.analysis.runs.coverage import PlannedRun
 from tsflora.analysis.runs.dataframes import DIRECTIONS
 from tsflora.analysis.runs.naming import (
     REFERENCE,
@@ -19,6 +18,7 @@ from tsflora.analysis.runs.naming import (
 )
 from tsflora.analysis.runs.summaries import accuracy_differences, accuracy_means, traffic_means
 from tsflora.analysis.units import MIB
+from tsflora.planned import ExperimentConfig
 from tsflora.records import KINDS, RunRecord
 
 MISSING = "–"
@@ -30,7 +30,7 @@ _SMALL_KINDS = ("labels", "control", "headers")
 def accuracy_table(
     records: Sequence[RunRecord],
     planned_seeds: int | None = None,
-    planned: Sequence[PlannedRun] = (),
+    planned: Sequence[ExperimentConfig] = (),
     *,
     compressed: bool = True,
 ) -> pd.DataFrame:
@@ -70,7 +70,7 @@ def accuracy_cell(row: Mapping[Hashable, Any], planned: int | None = None) -> st
 def difference_table(
     records: Sequence[RunRecord],
     reference: str = REFERENCE,
-    planned: Sequence[PlannedRun] = (),
+    planned: Sequence[ExperimentConfig] = (),
     *,
     compressed: bool = True,
 ) -> pd.DataFrame:
@@ -143,7 +143,7 @@ def no_table(sentence: str) -> pd.DataFrame:
 def _by_method(
     long: pd.DataFrame,
     cell: Callable[[Mapping[Hashable, Any]], str],
-    planned: Sequence[PlannedRun] = (),
+    planned: Sequence[ExperimentConfig] = (),
     absent: Mapping[tuple[str, str, str], str] | None = None,
 ) -> pd.DataFrame:
     """Methods down (by label), data set and partition across, the `planned` ones too.

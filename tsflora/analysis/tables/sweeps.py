@@ -6,11 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tsflora.analysis.runs.coverage import PlannedRun
 from tsflora.analysis.runs.naming import dataset_label, partition_label
 from tsflora.analysis.runs.points import PANEL
-from tsflora.analysis.runs.sweep_means import CHOICES, selection_differences, selection_means
-from tsflora.analysis.runs.sweeps import CLS_ATTENTION, selection_runs
+from tsflora.analysis.runs.sweeps import (
+    CHOICES,
+    CLS_ATTENTION,
+    selection_differences,
+    selection_means,
+    selection_runs,
+)
 from tsflora.analysis.tables.methods import (
     MISSING,
     accuracy_cell,
@@ -19,27 +23,20 @@ from tsflora.analysis.tables.methods import (
     signed,
 )
 from tsflora.records import RunRecord
+from tsflora.study import StudyConfig
 
 
-def selection_table(
-    records: Sequence[RunRecord],
-    n_tokens: int | None = None,
-    bits: int | None = None,
-    planned: Sequence[PlannedRun] = (),
-) -> pd.DataFrame:
+def selection_table(records: Sequence[RunRecord], study: StudyConfig) -> pd.DataFrame:
     """`selection_means` and `selection_differences` for people, in percent and percentage points, a row per choice.
 
     The difference is `mean [t-interval] (n)`, with `n.s.` where that interval holds 0, and `untested` for one seed; the
     bootstrap interval stands beside it and decides nothing. No runs give an empty table whose one heading says so.
     """
-    means = selection_means(records, n_tokens, bits, planned)
+    means = selection_means(records, study)
     if means.empty:
-        return no_table(selection_runs(records, n_tokens, bits, planned).sentence)
+        return no_table(selection_runs(records, study).sentence)
     key = [*PANEL, "cut", "choice"]
-    found = {
-        tuple(row[name] for name in key): row
-        for row in selection_differences(records, n_tokens, bits, planned).to_dict("records")
-    }
+    found = {tuple(row[name] for name in key): row for row in selection_differences(records, study).to_dict("records")}
     rows = [(row, found.get(tuple(row[name] for name in key))) for row in means.to_dict("records")]
     return pd.DataFrame(
         {
