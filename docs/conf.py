@@ -37,12 +37,13 @@ linkcheck_retries = 2
 
 def lay_notebooks(app: Sphinx, _: object) -> None:
     """Copy each notebook beside the pages: the executed one where a pipeline left it, so that pictures show."""
-    target = Path(app.srcdir) / "notebooks"
+    source, target = ROOT / "notebooks", Path(app.srcdir) / "notebooks"
     shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        executed = [ROOT / "build" / place / notebook.name for place in ("notebooks", "digits/notebooks")]
-        shutil.copy2(next((path for path in executed if path.exists()), notebook), target)
+    for notebook in sorted(source.rglob("*.ipynb")):
+        place = notebook.relative_to(source)
+        executed = [ROOT / "build" / folder / place for folder in ("notebooks", "digits/notebooks")]
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(next((path for path in executed if path.exists()), notebook), target / place)
 
 
 def link_tables(_app: Sphinx, _page: str, text: list[str]) -> None:

@@ -41,33 +41,42 @@ def main(
     """
     with command.one_line_errors():
         values = {"params": str(params), **_parsed(parameter or [])}
-        known = _parameters_of(notebook)
-        unknown = sorted(values.keys() - known)
-        if unknown:
-            raise ConfigError(f"{notebook} has no parameter {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
-        if output.suffix != ".ipynb" or (output.exists() and output.samefile(notebook)):
-            raise ConfigError(f"the executed copy needs a name of its own that ends in .ipynb; given: {output}")
-        check_writable(output.parent)
-        try:
-            _execute(notebook, output, values)
-        except OSError as error:
-            raise StorageError(f"cannot use {error.filename or output}: {error.strerror or error}") from None
-        except NoSuchKernel as error:
-            raise ConfigError(f"{notebook}: {error}; install ipykernel in this environment") from None
-        except papermill.PapermillExecutionError as error:
-            # The traceback is in the executed notebook; a stage's log gets the line that says what to do.
-            sort = "" if hasattr(errors, error.ename) else f"{error.ename}: "
-            line = f"{notebook.name}: {sort}{error.evalue} (executed copy: {output})"
-            raise TsfloraError(" ".join(line.split())) from None
-        except DeadKernelError:
-            raise TsfloraError(
-                f"{notebook.name}: its kernel was killed, too little memory is the usual cause; "
-                "what is finished is kept, and the same command goes on from there"
-            ) from None
-        except RuntimeError as error:
-            raise TsfloraError(f"{notebook.name}: its kernel did not start: {' '.join(str(error).split())}") from None
+        execute(notebook, output, values)
         if values.get("records_dir"):
             _name_failed(Path(values["records_dir"]), values.get("methods"))
+
+
+def execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
+    """Execute a notebook with these values in its parameters cell; every fault is an error of one line.
+
+    Raises:
+        TsfloraError: the notebook cannot be read, lacks a parameter or failed, or the copy cannot be written.
+    """
+    known = _parameters_of(notebook)
+    unknown = sorted(values.keys() - known)
+    if unknown:
+        raise ConfigError(f"{notebook} has no parameter {unknown[0]!r}; allowed: {', '.join(sorted(known))}")
+    if output.suffix != ".ipynb" or (output.exists() and output.samefile(notebook)):
+        raise ConfigError(f"the executed copy needs a name of its own that ends in .ipynb; given: {output}")
+    check_writable(output.parent)
+    try:
+        _run(notebook, output, values)
+    except OSError as error:
+        raise StorageError(f"cannot use {error.filename or output}: {error.strerror or error}") from None
+    except NoSuchKernel as error:
+        raise ConfigError(f"{notebook}: {error}; install ipykernel in this environment") from None
+    except papermill.PapermillExecutionError as error:
+        # The traceback is in the executed notebook; a stage's log gets the line that says what to do.
+        sort = "" if hasattr(errors, error.ename) else f"{error.ename}: "
+        line = f"{notebook.name}: {sort}{error.evalue} (executed copy: {output})"
+        raise TsfloraError(" ".join(line.split())) from None
+    except DeadKernelError:
+        raise TsfloraError(
+            f"{notebook.name}: its kernel was killed, too little memory is the usual cause; "
+            "what is finished is kept, and the same command goes on from there"
+        ) from None
+    except RuntimeError as error:
+        raise TsfloraError(f"{notebook.name}: its kernel did not start: {' '.join(str(error).split())}") from None
 
 
 def _parsed(pairs: list[str]) -> dict[str, Any]:
@@ -139,7 +148,7 @@ class EveryMinute:
         """Lines go out as they come."""
 
 
-def _execute(notebook: Path, output: Path, values: dict[str, Any]) -> None:
+def _run(notebook: Path, output: Path, values: dict[str, Any]) -> None:
     papermill.execute_notebook(
         _as_it_is(notebook),
         _as_it_is(output),

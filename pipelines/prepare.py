@@ -8,8 +8,6 @@ from typing import Annotated
 import typer
 from command import one_line_errors
 
-from tsflora.config import did_you_mean
-from tsflora.errors import ConfigError
 from tsflora.experiment import run_of
 from tsflora.files import write_atomically
 from tsflora.prepared import prepare_backbone, prepare_images
@@ -20,37 +18,28 @@ from tsflora.study import StudyConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-Output = Annotated[Path, typer.Option(help="Folder for the checked copy.")]
 Params = Annotated[Path, typer.Option(help="The study's params.yaml.")]
 
 
 @app.command()
-def data(
-    dataset: Annotated[str, typer.Option(help="A key of `datasets` in the params file.")],
-    output: Output,
+def inputs(
+    output: Annotated[Path, typer.Option(help="Folder for the checked copies.")],
     params: Params = Path("params.yaml"),
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the original files [TSFLORA_DATA_DIR].")] = None,
-) -> None:
-    """Read an image set from its original files (or download them) and store it decoded."""
-    with one_line_errors():
-        study = StudyConfig.read(params)
-        if dataset not in study.datasets:
-            raise ConfigError(f"unknown dataset {dataset!r}; {did_you_mean(dataset, study.datasets)}")
-        settings = Settings.from_environment(data_dir=data_dir)
-        train, test = prepare_images(study.datasets[dataset], settings, output)
-        print(f"{dataset}: {len(train)} training and {len(test)} test images, {train.n_classes} classes -> {output}")
-
-
-@app.command()
-def backbone(
-    output: Output,
-    params: Params = Path("params.yaml"),
     weights_dir: Annotated[Path | None, typer.Option(help="Folder of weight files [TSFLORA_WEIGHTS_DIR].")] = None,
 ) -> None:
-    """Load the backbone's weights from the hub, a file or the package, check that they fit, and store them."""
+    """Read a study's image sets from their original files (or download them) and store them decoded.
+
+    And load the backbone's weights from the hub, a file or the package, check that they fit, and store them.
+    """
     with one_line_errors():
-        settings = Settings.from_environment(weights_dir=weights_dir)
-        print(json.dumps(prepare_backbone(StudyConfig.read(params).backbone, settings, output), indent=1))
+        study = StudyConfig.read(params)
+        settings = Settings.from_environment(data_dir=data_dir, weights_dir=weights_dir)
+        for key, source in study.datasets.items():
+            train, test = prepare_images(source, settings, output / key)
+            n_images = f"{len(train)} training and {len(test)} test images"
+            print(f"{key}: {n_images}, {train.n_classes} classes -> {output / key}")
+        print(json.dumps(prepare_backbone(study.backbone, settings, output / "backbone"), indent=1))
 
 
 @app.command()
@@ -79,7 +68,8 @@ def records(
         study = StudyConfig.read(params)
         known = {run_of(record).digest: record for record in read_jsonl(source).complete}
         places = {
-            cell.digest: record_path(output / "sweep" if cell.sweep else output, cell) for cell in study.all_cells()
+            cell.digest: record_path(output / ("sweep" if cell.sweep else "methods"), cell)
+            for cell in study.all_cells()
         }
         found = known.keys() & places.keys()
         for digest in found:

@@ -1,15 +1,14 @@
 """The paper's own setting cannot rot: its files are valid, and its pipeline runs here, stage by stage, on a toy scale.
 
-The stages are read from pipelines/paper/dvc.yaml and run in this process as they stand there: every notebook that it
+The stages are read from pipelines/dvc.yaml and run in this process as they stand there: every notebook that it
 names, with the parameters that the stage passes, in the order of dependencies. What is toy is in `toy`: the small
 study's parameters with random weights, one generated data set and one partition, two rounds of two devices with two
 images each, and each sweep's last point. `THINNED` also holds the sizing notebook to one method and one step, and the
-theory to one cut and four settings. Of the backbones, the first is run: the stages of the others are the same but for a
-name, which is checked.
+theory to one cut and four settings. Of the studies, that of the smallest backbone is run: the others' stages are the
+same but for a name.
 """
 
 import graphlib
-import itertools
 import re
 import runpy
 import shlex
@@ -33,9 +32,9 @@ from tsflora.errors import ConfigError
 from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
-STUDY = ROOT / "pipelines" / "paper"
-BACKBONES = ("small", "base", "large")
-STAGES = yaml.safe_load((STUDY / "dvc.yaml").read_text())["stages"]
+PIPELINES = ROOT / "pipelines"
+STUDIES = ("paper_small", "paper_base", "paper_large")
+PIPELINE = yaml.safe_load((PIPELINES / "dvc.yaml").read_text())
 THINNED = {
     "sizing": {"methods": ["tsflora_8bit_30"], "n_steps": 1},
     "theory": {"cuts": [2], "n_tokens": [30, 40], "bits": [4, 8], "batch_size": 2, "draws": 1},
@@ -43,13 +42,13 @@ THINNED = {
 """More parameters of a notebook, by its name: less of the same work."""
 
 
-def values(backbone):
-    return yaml.safe_load((STUDY / f"{backbone}.yaml").read_text())
+def values(name):
+    return yaml.safe_load((PIPELINES / f"{name}.yaml").read_text())
 
 
-def toy(backbone, images):
+def toy(name, images):
     """A study of the same shape that takes seconds: all methods and sweeps, on the same cut, tokens and codecs."""
-    study = values(backbone)
+    study = values(name)
     study["backbone"] = {"name": "vit_small_patch32_224", "weights": "random"}
     key = study["sweeps"]["tokens_by_bits"]["datasets"][0]
     study["datasets"] = {key: {"name": "image_folder", "path": str(images), "image_size": 40}}
@@ -65,21 +64,14 @@ def toy(backbone, images):
 
 def stages():
     """Every stage of dvc.yaml by its name, templates filled in."""
-    for name, stage in STAGES.items():
-        assert set(stage) & {"cmd", "foreach", "matrix"}, f"stage {name}: this test knows plain, foreach and matrix"
-        if "matrix" in stage:
-            for values_ in itertools.product(*stage["matrix"].values()):
-                known = {f"item.{k}": v for k, v in zip(stage["matrix"], values_, strict=True)}
-                yield f"{name}@{'-'.join(values_)}", filled({k: v for k, v in stage.items() if k != "matrix"}, known)
-            continue
+    for name, stage in PIPELINE["stages"].items():
+        assert set(stage) & {"cmd", "foreach"}, f"stage {name}: this test knows plain stages and foreach"
         if "foreach" not in stage:
             yield name, stage
             continue
         items = stage["foreach"]
-        for key, item in items.items() if isinstance(items, dict) else ((str(item), item) for item in items):
-            known = {"key": key, **({} if isinstance(item, dict) else {"item": item})}
-            known |= {f"item.{k}": v for k, v in item.items()} if isinstance(item, dict) else {}
-            yield f"{name}@{key}", filled(stage["do"], known)
+        for item in PIPELINE["vars"][0]["studies"] if items == "${studies}" else items:
+            yield f"{name}@{item}", filled(stage["do"], {"item": item})
 
 
 def filled(content, known):
@@ -128,18 +120,18 @@ def world(tmp_path, monkeypatch):
     """A checkout whose paper study is the toy, with generated images; the working directory is the study's."""
     for name in ("notebooks", "tsflora", "requirements.lock"):
         (tmp_path / name).symlink_to(ROOT / name)
-    study = tmp_path / "pipelines" / "paper"
+    study = tmp_path / "pipelines"
     study.mkdir(parents=True)
-    for script in (ROOT / "pipelines").glob("*.py"):
-        (study.parent / script.name).symlink_to(script)
+    for script in PIPELINES.glob("*.py"):
+        (study / script.name).symlink_to(script)
     rng = np.random.default_rng(0)
     for split in ("train", "test"):
         for label in "abcd":
             folder = tmp_path / "images" / split / label
             folder.mkdir(parents=True)
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / "0.png")
-    for backbone in BACKBONES:
-        (study / f"{backbone}.yaml").write_text(yaml.safe_dump(toy(backbone, tmp_path / "images"), sort_keys=False))
+    for name in STUDIES:
+        (study / f"{name}.yaml").write_text(yaml.safe_dump(toy(name, tmp_path / "images"), sort_keys=False))
     for name, value in {"DEVICE": "cpu", "WORKERS": "1"}.items():
         monkeypatch.setenv(f"TSFLORA_{name}", value)
     for name in ("DATA_DIR", "WEIGHTS_DIR", "PREPARED_DIR", "CHECKPOINT_DIR", "THREADS"):
@@ -167,23 +159,23 @@ def run_stage(stage, monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of libraries that notebooks load; theirs to care about
 @pytest.mark.timeout(1200)  # two and a half minutes on a quiet machine
 def test_every_stage_runs_from_images_to_figures(world, monkeypatch):
-    study = StudyConfig.read(world / "small.yaml")
-    chosen = {}
-    for name, stage in stages():
-        backbone = name.partition("@")[2].partition("-")[0]
-        dataset = re.search(r"--dataset (\S+)", stage["cmd"])
-        if backbone not in BACKBONES[1:] and (dataset is None or dataset[1] in study.datasets):
-            chosen[name] = stage
+    study = StudyConfig.read(world / "paper_small.yaml")
+    every = dict(stages())
+    others = {"rates", "benchmark"}  # of codecs, and of none
+    chosen = {name: stage for name, stage in every.items() if name.partition("@")[2] in ("", "paper_small")}
+    for name in others:
+        del chosen[name]
     for name in in_order(chosen):
         run_stage(chosen[name], monkeypatch)
-    lines = (world / "../../results/paper/small/records.jsonl").read_text().splitlines()
+    lines = (world / "../results/paper_small/records.jsonl").read_text().splitlines()
     assert len(lines) == len(study.all_cells()) == len(study.methods) + len(study.sweeps)
-    named = re.compile(r"../notebook.py \S*notebooks/(\w+)\.ipynb")
-    assert set(named.findall(str(chosen))) == set(named.findall(str(list(stages()))))
+    executed = {path.stem for path in (world / "../build/paper_small/notebooks/figures").iterdir()}
+    assert executed == {path.stem for path in (ROOT / "notebooks" / "figures").iterdir() if path.suffix == ".ipynb"}
+    assert {name.partition("@")[0] for name in chosen} == {name.partition("@")[0] for name in every} - others
 
 
 def test_an_unknown_parameter_is_an_error(world, monkeypatch, capsys):
-    command = "python ../notebook.py ../../notebooks/sweep.ipynb ../../build/out.ipynb --params small.yaml -p swep=x"
+    command = "python notebook.py ../notebooks/sweep.ipynb ../build/out.ipynb --params paper_small.yaml -p swep=x"
     with pytest.raises(AssertionError, match="swep=x"):
         run_stage({"cmd": command, "deps": [], "outs": []}, monkeypatch)
     assert "sweep.ipynb has no parameter 'swep'" in capsys.readouterr().err
@@ -191,18 +183,19 @@ def test_an_unknown_parameter_is_an_error(world, monkeypatch, capsys):
 
 def test_the_three_studies_differ_in_name_and_backbone_alone():
     small, *others = (
-        {key: value for key, value in values(name).items() if key not in ("name", "backbone")} for name in BACKBONES
+        {key: value for key, value in values(name).items() if key not in ("name", "backbone")} for name in STUDIES
     )
     for other in others:
         assert other == small
-    assert {path.stem for path in STUDY.glob("*.yaml")} == {*BACKBONES, "dvc"}
-    texts = [(STUDY / f"{name}.yaml").read_text().partition("backbone: {")[2].partition("\n")[2] for name in BACKBONES]
+    texts = [
+        (PIPELINES / f"{name}.yaml").read_text().partition("backbone: {")[2].partition("\n")[2] for name in STUDIES
+    ]
     assert len(set(texts)) == 1  # comments too
 
 
-@pytest.mark.parametrize(("backbone", "dim", "n_blocks"), [("small", 384, 12), ("base", 768, 12), ("large", 1024, 24)])
-def test_every_backbone_is_one_that_timm_has_weights_for(backbone, dim, n_blocks):
-    config = StudyConfig.read(STUDY / f"{backbone}.yaml").backbone
+@pytest.mark.parametrize(("size", "dim", "n_blocks"), [("small", 384, 12), ("base", 768, 12), ("large", 1024, 24)])
+def test_every_backbone_is_one_that_timm_has_weights_for(size, dim, n_blocks):
+    config = StudyConfig.read(PIPELINES / f"paper_{size}.yaml").backbone
     assert config.pretrained
     assert config.name in timm.list_pretrained()
     shape = VitShape.of(config.name, n_classes=100, image_size=config.image_size)
@@ -211,9 +204,9 @@ def test_every_backbone_is_one_that_timm_has_weights_for(backbone, dim, n_blocks
     assert timm.get_pretrained_cfg(config.name).mean == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_settings_are_the_papers(backbone):
-    study = StudyConfig.read(STUDY / f"{backbone}.yaml")
+@pytest.mark.parametrize("name", STUDIES)
+def test_settings_are_the_papers(name):
+    study = StudyConfig.read(PIPELINES / f"{name}.yaml")
     training = study.training
     assert (training.rounds, training.n_devices, training.participants) == (50, 50, 10)
     assert (training.batch_size, training.local_epochs, study.cut, study.lora.rank) == (64, 1, 2, 32)
@@ -232,15 +225,9 @@ def test_settings_are_the_papers(backbone):
         cell.method.tokens.n_transmitted(shape.n_patches)
 
 
-def test_every_backbone_has_a_stage_for_each_method_and_sweep():
-    study = StudyConfig.read(STUDY / "small.yaml")
-    assert STAGES["run"]["matrix"] == {"backbone": list(BACKBONES), "method": list(study.methods)}
-    assert STAGES["sweep"]["matrix"] == {"backbone": list(BACKBONES), "sweep": list(study.sweeps)}
-
-
 def test_toy_runs_nothing_that_the_real_study_does_not_have(tmp_path):
-    real, small = StudyConfig.read(STUDY / "small.yaml"), StudyConfig.parse(toy("small", tmp_path))
+    real, small = StudyConfig.read(PIPELINES / "paper_small.yaml"), StudyConfig.parse(toy("paper_small", tmp_path))
     assert real.methods == small.methods
     assert real.sweeps.keys() == small.sweeps.keys()
     with pytest.raises(ConfigError):
-        StudyConfig.parse({**values("small"), "ronds": 1})
+        StudyConfig.parse({**values("paper_small"), "ronds": 1})

@@ -23,12 +23,14 @@ from test_study import study_values
 from tsflora import runs
 from tsflora.analysis.runs import read_jsonl
 from tsflora.errors import NumericsError
+from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 PIPELINES = ROOT / "pipelines"
 STAGES_TEXT = (ROOT / "dvc.yaml").read_text()
-STUDIES = [ROOT / "dvc.yaml", *(ROOT / "pipelines" / study / "dvc.yaml" for study in ("cifar", "rounds", "codecs"))]
+PIPELINE_FILES = [ROOT / "dvc.yaml", PIPELINES / "dvc.yaml"]
+STUDIES = [ROOT / "params.yaml", *(path for path in sorted(PIPELINES.glob("*.yaml")) if path.stem != "dvc")]
 
 
 def script(name, *arguments, cwd=ROOT, **environment):
@@ -58,11 +60,12 @@ def params(tmp_path):
 
 
 def test_prepare_leaves_a_checked_copy(tmp_path, params):
-    output = tmp_path / "out" / "digits"
-    outcome = script("prepare.py", "data", "--dataset", "digits", "--output", output, "--params", params)
+    outcome = script("prepare.py", "inputs", "--output", tmp_path / "out", "--params", params)
     assert outcome.returncode == 0, outcome.stderr
     assert "160 training and 40 test images, 10 classes" in outcome.stdout
-    assert {path.name for path in output.iterdir()} == {"train.safetensors", "test.safetensors", "source.json"}
+    images, backbone = ({path.name for path in (tmp_path / "out" / name).iterdir()} for name in ("digits", "backbone"))
+    assert images == {"train.safetensors", "test.safetensors", "source.json"}
+    assert "backbone.json" in backbone
 
 
 @pytest.mark.parametrize(
@@ -70,13 +73,12 @@ def test_prepare_leaves_a_checked_copy(tmp_path, params):
     [
         ({"sedes": [1]}, ["sedes", "did you mean 'seeds'"]),
         ({"datasets": {"digits": {"name": "image_folder", "path": "nowhere"}}}, ["nowhere"]),
-        ({"datasets": {"cifar": "cifar10"}}, ["unknown dataset 'digits'", "allowed: cifar"]),
     ],
 )
 def test_prepare_answers_mistakes_with_one_line(tmp_path, changes, parts):
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(study_values(**changes)))
-    outcome = script("prepare.py", "data", "--dataset", "digits", "--output", tmp_path / "out", "--params", path)
+    outcome = script("prepare.py", "inputs", "--output", tmp_path / "out", "--params", path)
     assert_one_line_error(outcome, *parts)
     assert not (tmp_path / "out").exists()
 
@@ -298,10 +300,10 @@ def test_committed_records_are_read_and_not_run_again(tmp_path):
     outcome = script("prepare.py", "records", joined, tmp_path / "second", "--params", path)
     assert "1 of 2 planned records" in outcome.stdout, outcome.stderr
     (before,) = (tmp_path / "first").rglob("*.json")
-    after = tmp_path / "second" / before.relative_to(tmp_path / "first")
+    after = tmp_path / "second" / "methods" / before.relative_to(tmp_path / "first")
     laid = after.read_bytes()
     assert json.loads(laid) == json.loads(before.read_bytes())
-    script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'second'}")
+    script("notebook.py", *notebook, *stage, "-p", f"records_dir={tmp_path / 'second' / 'methods'}")
     assert after.read_bytes() == laid, "a second training would have other clocks"
 
 
@@ -369,12 +371,12 @@ def test_notebooks_are_committed_without_outputs_and_take_parameters(path):
     assert notebook.cells[0].source.startswith("# ")
 
 
-@pytest.mark.parametrize("dvc_yaml", [*STUDIES, PIPELINES / "paper" / "dvc.yaml"], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("dvc_yaml", PIPELINE_FILES, ids=lambda path: path.parent.name)
 def test_what_trains_depends_on_revisions_and_on_no_code(dvc_yaml):
     stages = yaml.safe_load(dvc_yaml.read_text())["stages"]
     assert any(dependency.endswith("/tsflora") or dependency == "tsflora" for dependency in stages["revisions"]["deps"])
     (written,) = stages["revisions"]["outs"]
-    for name in {"data", "backbone", "run", "sweep"} & stages.keys():
+    for name in {"inputs", "run", "own", "sweep"} & stages.keys():
         dependencies = stages[name].get("do", stages[name])["deps"]
         assert written in dependencies, name
         assert not [path for path in dependencies if "tsflora" in Path(path).parts], name
@@ -399,23 +401,51 @@ def test_a_changed_docstring_changes_no_revision_and_a_raised_one_does(tmp_path)
     assert json.loads(revisions())["components"]["Quantizer.float32"] == 2
 
 
-@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
-def test_every_method_has_a_stage_and_every_stage_a_notebook(dvc_yaml):
-    study = yaml.safe_load((dvc_yaml.parent / "params.yaml").read_text())
-    run = yaml.safe_load(dvc_yaml.read_text())["stages"]["run"]
-    if "matrix" in run:
-        assert {name: sorted(values) for name, values in run["matrix"].items()} == {
-            "dataset": sorted(study["datasets"]),
-            "method": sorted(study["methods"]),
-        }
-    elif run["foreach"] != "${methods}":
-        assert run["foreach"].keys() == study["methods"].keys()
-        for stage in run["foreach"].values():
-            assert (ROOT / "notebooks" / f"{stage['notebook']}.ipynb").exists()
+def test_every_baseline_has_a_notebook_and_all_others_are_ones_own():
+    study = yaml.safe_load((ROOT / "params.yaml").read_text())
+    stages = yaml.safe_load(STAGES_TEXT)["stages"]
+    baselines = stages["run"]["foreach"]
+    assert baselines.keys() == study["methods"].keys()
+    assert f"-p without=[{','.join(baselines)}]" in stages["own"]["cmd"]
+    for stage in baselines.values():
+        assert (ROOT / "notebooks" / f"{stage['notebook']}.ipynb").exists()
 
 
-@pytest.mark.parametrize("dvc_yaml", STUDIES, ids=lambda path: path.parent.name)
-def test_every_study_is_valid(dvc_yaml):
-    from tsflora.study import StudyConfig
+@pytest.mark.parametrize("dvc_yaml", PIPELINE_FILES, ids=lambda path: path.parent.name)
+def test_what_draws_depends_on_no_code_that_trains(dvc_yaml):
+    stages = yaml.safe_load(dvc_yaml.read_text())["stages"]
+    for name in ("collect", "figures", "theory", "report"):
+        code = [path for path in stages[name].get("do", stages[name])["deps"] if "tsflora" in Path(path).parts]
+        assert len(code) == 1, name
+        assert "tsflora/analysis" in code[0], name
 
-    assert StudyConfig.read(dvc_yaml.parent / "params.yaml").cells()
+
+@pytest.mark.parametrize("params_yaml", STUDIES, ids=lambda path: path.stem)
+def test_every_study_is_valid_has_its_name_and_its_stages(params_yaml):
+    study = StudyConfig.read(params_yaml)
+    assert study.cells()
+    if params_yaml.parent == PIPELINES:
+        assert study.name == params_yaml.stem
+        pipeline = yaml.safe_load((PIPELINES / "dvc.yaml").read_text())
+        assert study.name in pipeline["vars"][0]["studies"]
+        assert (study.name in pipeline["stages"]["sweep"]["foreach"]) == bool(study.sweeps)
+
+
+def test_every_figure_of_a_folder_is_drawn_or_those_that_are_named(tmp_path, params, monkeypatch):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    for name in ("one", "two"):
+        notebook_of(folder / f"{name}.ipynb", "from pathlib import Path", "Path(output_dir).mkdir(parents=True)")
+        text = (folder / f"{name}.ipynb").read_text().replace("x = None", "records = None\\noutput_dir = None")
+        (folder / f"{name}.ipynb").write_text(text)
+    arguments = [folder, tmp_path / "out", "--params", params, "--records", "r.jsonl", "--executed", tmp_path / "ran"]
+    outcome = script("figures.py", *arguments, TSFLORA_WORKERS="2")
+    assert outcome.returncode == 0, outcome.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"one", "two"}
+    assert {path.name for path in (tmp_path / "ran").iterdir()} == {"one.ipynb", "two.ipynb"}
+    params.write_text(yaml.safe_dump(study_values(figures=["two", "thre"])))
+    assert_one_line_error(script("figures.py", *arguments), "there is no", "thre.ipynb", "allowed: one, two")
+    assert_one_line_error(script("figures.py", tmp_path / "out", *arguments[1:]), "holds no notebook")
+    # The second one fails: its error is the stage's.
+    notebook_of(folder / "two.ipynb", "{}['key']")
+    assert_one_line_error(script("figures.py", *arguments, "--name", "two"), "two.ipynb has no parameter 'output_dir'")

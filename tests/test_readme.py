@@ -17,7 +17,7 @@ def test_the_landing_page_stays_one():
 
 @pytest.mark.parametrize(("study", "page"), [("digits", README), ("cifar", RESULTS)])
 def test_tables_are_those_of_the_committed_results(study, page):
-    table = (ROOT / f"results/{study}/report/table_3/accuracy.md").read_text().strip()
+    table = (ROOT / f"results/{study}/report/figures/table_3/accuracy.md").read_text().strip()
     assert f"<!-- {study} accuracy -->\n\n{table}\n\n" in page
 
 
@@ -31,7 +31,7 @@ def test_the_results_page_says_how_many_runs_there_are_and_of_which_days(study):
 
 
 def test_intervals_on_the_results_page_are_those_of_the_tables():
-    tables = [path.read_text() for path in (ROOT / "results").glob("*/report/*/*differences*.md")]
+    tables = [path.read_text() for path in (ROOT / "results").glob("*/report/figures/*/*differences*.md")]
     known = {interval.replace("+", "") for table in tables for interval in re.findall(r"\[[^\]]*\d\]", table)}
     shown = [interval for interval in re.findall(r"\[[−\d., ]+\]", RESULTS) if "," in interval]
     assert len(shown) >= 8

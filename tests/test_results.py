@@ -8,13 +8,17 @@ from tsflora.analysis import runs, tables
 from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
-STUDIES = {"digits": ROOT, "cifar": ROOT / "pipelines" / "cifar", "rounds": ROOT / "pipelines" / "rounds"}
+STUDIES = {
+    "digits": ROOT / "params.yaml",
+    "cifar": ROOT / "pipelines" / "cifar.yaml",
+    "rounds": ROOT / "pipelines" / "rounds.yaml",
+}
 """Studies with the tables of the paper."""
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_tables_follow_from_the_records(name, tmp_path):
-    study = StudyConfig.read(STUDIES[name] / "params.yaml")
+    study = StudyConfig.read(STUDIES[name])
     committed = ROOT / "results" / name
     done = runs.read_jsonl(committed / "records.jsonl").complete
     methods, planned = runs.method_records(done), study.cells()
@@ -32,4 +36,6 @@ def test_tables_follow_from_the_records(name, tmp_path):
     }
     for stem, (table, numbers) in written.items():
         for path in tables.write_table(table, tmp_path / Path(stem).name, numbers):
-            assert path.read_bytes() == (committed / "report" / stem).with_suffix(path.suffix).read_bytes(), stem
+            assert (
+                path.read_bytes() == (committed / "report" / "figures" / stem).with_suffix(path.suffix).read_bytes()
+            ), stem

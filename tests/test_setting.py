@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_a_caption_says_exactly_what_was_run():
-    study = StudyConfig.read(ROOT / "pipelines" / "cifar" / "params.yaml")
+    study = StudyConfig.read(ROOT / "pipelines" / "cifar.yaml")
     assert setting_sentence(study) == (
         "4 rounds, 10 of 50 devices a round, 200 images each in batches of 50, 1,000 test images, seeds 0, 1, 2; "
         "vit_tiny_patch16_224 at 112 px, cut 2, LoRA rank 32, SGD at 0.02, momentum 0.9, bf16."

@@ -14,7 +14,7 @@ from tsflora.models import BackboneConfig, LoraConfig
 from tsflora.params import read_yaml
 from tsflora.planned import AnyDataSource, AnyPartition, ExperimentConfig, MethodConfig
 from tsflora.plugins import PluginConfig
-from tsflora.sweeps import Seeds, Sweep
+from tsflora.sweeps import Names, Seeds, Sweep
 
 ValueT = TypeVar("ValueT")
 
@@ -33,6 +33,8 @@ class StudyConfig(PluginConfig):
     augment: AugmentConfig | None = None
     methods: dict[Key, MethodConfig] = Field(min_length=1)
     sweeps: dict[Key, Sweep] = Field(default_factory=dict)
+    figures: Names | None = None
+    """Notebooks of tables and figures that the study draws; None draws all that there are."""
 
     @field_validator("datasets", "partitions", "methods", "sweeps")
     @classmethod

@@ -90,7 +90,7 @@ def curve(axis: Axes, method: str, style: MethodStyle, seeds: pd.DataFrame, x: s
     """
     if seeds["diverged"].any():
         for place, (_, run) in enumerate(seeds.groupby("seed")):
-            named = {"label": style.label, "gid": method} if place == 0 else {}
+            named: dict[str, Any] = {"label": style.label, "gid": method} if place == 0 else {}
             axis.plot(run[x], 100 * run["accuracy"], **look(style), lw=0.6, markevery=[0], **named)
             if run["diverged"].iloc[-1]:
                 axis.plot(run[x].iloc[-1], 100 * run["accuracy"].iloc[-1], "x", color=style.colour, markersize=5)
@@ -114,7 +114,7 @@ def look(style: MethodStyle) -> dict[str, Any]:
 
 def diverged(axis: Axes, x: float, style: MethodStyle) -> None:
     """The word in place of a point whose runs diverged."""
-    axis.annotate(
+    word = axis.annotate(
         "diverged",
         (x, 0.03),
         xycoords=axis.get_xaxis_transform(),
@@ -124,6 +124,7 @@ def diverged(axis: Axes, x: float, style: MethodStyle) -> None:
         color=style.colour,
         fontsize=_NUMBER_PT,
     )
+    word.set_in_layout(False)
 
 
 def point(axis: Axes, method: str, style: MethodStyle, last: pd.Series, x: str) -> None:

@@ -99,14 +99,16 @@ class Section:
 
 
 def read_sections(folder: Path, order: Sequence[str], max_width_px: int) -> tuple[list[Section], list[str]]:
-    """The sections of `folder`, those named in `order` first, and a line for each thing that is missing or left out.
+    """The sections of `folder`, and a line for each thing that is missing or left out.
+
+    Those named in `order` come first; of the others the paper's tables, then its figures, then what it has not.
 
     Raises:
         DataError: an `items.json` is damaged.
     """
     found: dict[str, list[Path]] = {name: [] for name in order}
     notices = []
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(folder.rglob("*"), key=lambda path: (*_rank(path.parent), path.name)):
         place = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in place.parts):
             continue
@@ -120,6 +122,12 @@ def read_sections(folder: Path, order: Sequence[str], max_width_px: int) -> tupl
             notices.append(f"section {section.name} is missing: {folder / section.name} holds no tables or figures")
         notices += [f"{entry.place}{problem}" for entry in section.entries for problem in entry.problems]
     return sections, notices
+
+
+def _rank(folder: Path) -> tuple[int, str]:
+    """Sort key of a section's folder."""
+    kinds = ("table_", "fig_")
+    return next((place for place, kind in enumerate(kinds) if folder.name.startswith(kind)), len(kinds)), folder.as_posix()
 
 
 def _section(name: str, paths: Sequence[Path], max_width_px: int) -> Section:
