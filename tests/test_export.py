@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -224,6 +226,27 @@ def test_other_weights_or_images_than_the_runs_are_refused(settings, tmp_path, t
     save_file({name: tensor + 1 for name, tensor in state.items()}, weights)
     with pytest.raises(DataError, match=r"with other files than .*; weights_sha256: \w+ then, \w+ now"):
         export(path, tmp_path / "model.safetensors", settings=settings)
+
+
+STUDIES = (Path(__file__).parent.parent / "docs" / "studies.md").read_text()
+
+
+def test_the_studies_page_exports_and_loads(settings, tmp_path, tsflora, capsys):
+    section = STUDIES.split("## Use a model elsewhere\n")[1].split("\n## ")[0]
+    commands = re.findall(r"^tsflora export (.*)$", section, re.MULTILINE)
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    path = tmp_path / commands[0].split()[0]
+    here = settings.model_copy(update={"checkpoint_dir": tmp_path / "build" / "checkpoints"})
+    record = run(config_of(), here, record_path=path)
+    for command in commands:
+        assert tsflora(*command.split()).exit_code == 0
+    names = {}
+    exec(compile(code, "studies.md", "exec"), names)
+    assert capsys.readouterr().out.startswith(f"{record.final.accuracy_uncompressed} ['0', '1', ")
+    _, test = config_of().dataset.load(None)
+    merged, adapted = (outputs(names[name], test.images, names["facts"]) for name in ("model", "same"))
+    torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=0)
+    assert accuracy(merged, test.labels) == pytest.approx(record.final.accuracy_uncompressed)
 
 
 # --- the command
