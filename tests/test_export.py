@@ -272,14 +272,14 @@ def test_the_command_writes_and_says_how_to_load(settings, tmp_path, trained, ts
     given = tsflora(path, "a.safetensors", "--checkpoint-dir", settings.checkpoint_dir)
     assert given.exit_code == 0, given.stderr
     load = "timm.create_model('vit_micro_patch4_28', num_classes=10, checkpoint_path='a.safetensors')"
-    assert given.stdout == f"a.safetensors: {load}\n"
+    assert given.stdout == f"written: a.safetensors; load it by {load}\n"
     (tmp_path / "build").mkdir()
     settings.checkpoint_dir.rename(tmp_path / "build" / "checkpoints")
     assert tsflora(path, "b.safetensors").exit_code == 0, "where the stages keep them"
     (tmp_path / "build" / "checkpoints").rename(tmp_path / "kept")
     monkeypatch.setenv("TSFLORA_CHECKPOINT_DIR", "kept")
     outcome = tsflora(path, "models/c", "--format", "peft")
-    assert outcome.stdout.startswith("models/c: peft.PeftModel.from_pretrained(timm.create_model(")
+    assert outcome.stdout.startswith("written: models/c; load it by peft.PeftModel.from_pretrained(timm.create_model(")
     assert sorted(part.name for part in (tmp_path / "models").iterdir()) == ["c"]
 
 

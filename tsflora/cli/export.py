@@ -53,4 +53,4 @@ def export(
     if settings.checkpoint_dir is None:
         settings = settings.model_copy(update={"checkpoint_dir": _CHECKPOINTS})
     loading = export(record, output, form.value, device, settings)
-    typer.echo(f"{output}: {loading}")
+    typer.echo(f"written: {output}; load it by {loading}")
