@@ -30,7 +30,7 @@ from tsflora.records import Basis, Geometry, Round, RunRecord, config_digest, de
 from tsflora.revisions import revisions_of, sources_of, versions
 from tsflora.settings import Settings
 
-__all__ = ["ExperimentConfig", "MethodConfig", "assemble", "basis_of", "run", "run_of", "start"]
+__all__ = ["ExperimentConfig", "MethodConfig", "assemble", "basis_of", "checkpoints_of", "run", "run_of", "start"]
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def run(
     store = None
     history: list[Round] = []
     if settings.checkpoint_dir is not None:
-        store = CheckpointStore(settings.checkpoint_dir / _course(config, basis)[:32])
+        store = checkpoints_of(config, basis, settings.checkpoint_dir)
         if checkpoint := store.latest(at_most=config.training.rounds):
             algorithm_run.restore({name: tensor.to(where) for name, tensor in checkpoint.state.items()})
             history = [_as_scheduled(Round.model_validate(entry), config.training) for entry in checkpoint.history]
@@ -169,11 +169,12 @@ def basis_of(config: ExperimentConfig, settings: Settings) -> Basis:
     )
 
 
-def _course(config: ExperimentConfig, basis: Basis) -> str:
-    """Digest of all that a run's course depends on: everything but its length and its names."""
+def checkpoints_of(config: ExperimentConfig, basis: Basis, checkpoint_dir: Path) -> CheckpointStore:
+    """A run's own checkpoints: their folder's name is a digest of all but the run's length and its names."""
     values = config.without_names().dump()
     del values["training"]["rounds"]
-    return config_digest({"config": values, "basis": basis.model_dump(mode="json")})
+    digest = config_digest({"config": values, "basis": basis.model_dump(mode="json")})
+    return CheckpointStore(checkpoint_dir / digest[:32])
 
 
 def _as_scheduled(entry: Round, training: TrainingConfig) -> Round:

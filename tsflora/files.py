@@ -1,8 +1,11 @@
 """Paths as people write them, and atomic writes: a file is the old one or the new one, whatever kills the writer."""
 
+import contextlib
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tsflora.errors import ConfigError, StorageError
@@ -56,3 +59,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise StorageError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` when it is full; where filling it fails, nothing is left.
+
+    Raises:
+        StorageError: there is a file or folder at `path` already, or its place cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,7 @@ import typer
 from tsflora.cli.check import check
 from tsflora.cli.compare import compare
 from tsflora.cli.components import ls, test_plugin
+from tsflora.cli.export import export
 from tsflora.cli.report import report
 from tsflora.cli.run import run
 from tsflora.terminal import one_line_errors
@@ -22,5 +23,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
 
 
-for command in (check, run, compare, report, ls, test_plugin):
+for command in (check, run, compare, report, export, ls, test_plugin):
     app.command()(one_line_errors()(command))

@@ -2,7 +2,7 @@
 
 from tsflora.federation import central, split, whole  # noqa: F401  (each registers its algorithms)
 from tsflora.federation.algorithm import Algorithm, algorithms
-from tsflora.federation.checkpoint import CheckpointStore
+from tsflora.federation.checkpoint import Checkpoint, CheckpointStore
 from tsflora.federation.fleet import InProcessFleet
 from tsflora.federation.link import Fleet, Link, Message
 from tsflora.federation.plan import DeviceRound, Dropped, Plan
@@ -15,6 +15,7 @@ __all__ = [
     "TRAJECTORY",
     "Algorithm",
     "AnyScheduler",
+    "Checkpoint",
     "CheckpointStore",
     "DeviceRound",
     "DeviceSide",

@@ -1,6 +1,6 @@
 """Central training on samples that devices hand over: the baseline that gives privacy up."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from tsflora.federation.schedulers import Scheduler
 from tsflora.federation.sides import ServerSide
 from tsflora.federation.state import nest, optimizer_tensors, restore_optimizer, under
 from tsflora.federation.training import check_finite, minibatches, precision, step, turns
-from tsflora.models import WholeModel, own_copy, read_adapter, set_adapter
+from tsflora.models import Adapter, WholeModel, own_copy, read_adapter, set_adapter
 
 
 @algorithms.register
@@ -117,6 +117,10 @@ class CentralRun(Run):
                     outputs = self.model(terms.task.inputs(images, terms.spec, terms.where))
                 mean.add(outputs, targets)
         return on.value, off.value
+
+    def judged(self) -> Sequence[Adapter]:
+        """See `Run`."""
+        return [read_adapter(self.model)]
 
     def server_state(self) -> dict[str, Tensor]:
         """See `Run`; devices are asked for their images again, so only whose they are is kept."""

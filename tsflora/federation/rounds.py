@@ -14,6 +14,7 @@ from tsflora.federation.plan import DeviceRound, Dropped, Plan
 from tsflora.federation.schedulers import Scheduler
 from tsflora.federation.sides import ServerSide
 from tsflora.federation.state import nest, under
+from tsflora.models import Adapter
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,14 @@ class Run(ABC):
     @abstractmethod
     def evaluate(self) -> tuple[float, float]:
         """The metric of the judged model, with compression on and off."""
+
+    @abstractmethod
+    def judged(self) -> Sequence[Adapter]:
+        """The adapter of the model that `evaluate` judges, of the front and of the back, as it stands.
+
+        One; or one for each device, in order, where each has a model of its own. Names are those in `Front`, `Back` or
+        `WholeModel`; `unsplit_names` makes them the backbone's.
+        """
 
     @abstractmethod
     def server_state(self) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from tsflora.federation.server import Adapters, SplitServer
 from tsflora.federation.sides import ServerSide
 from tsflora.federation.state import nest, under
 from tsflora.federation.training import Order, turns
-from tsflora.models import own_copy, read_adapter, set_adapter
+from tsflora.models import Adapter, own_copy, read_adapter, set_adapter
 from tsflora.seeding import numpy_generator
 
 
@@ -141,6 +141,11 @@ class SplitRun(Run):
         if news := self.server.news(plan):
             sender.absorb(news)
         return evaluate(self.side, self.front, self.server.back, sender)
+
+    def judged(self) -> Sequence[Adapter]:
+        """See `Run`."""
+        front = read_adapter(self.front) if self.adapters is None else self.adapters.adapter
+        return [{**front, **read_adapter(self.server.back)}]
 
     def server_state(self) -> dict[str, Tensor]:
         """See `Run`."""

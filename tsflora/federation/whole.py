@@ -1,6 +1,6 @@
 """Methods in which every device trains the whole model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -93,22 +93,26 @@ class LocalRun(Run):
                 self.scores.pop(participant.number, None)
 
     def evaluate(self) -> tuple[float, float]:
-        """See `Run`. What devices trained is looked at where a checkpoint would find it: no message would carry it."""
+        """See `Run`."""
         untrained: tuple[float, float] | None = None
-        memories = self.fleet.state()
-        for number in range(self.terms.training.n_devices):
+        for number, adapter in enumerate(self.judged()):
             if number in self.scores:
                 continue
-            adapter: Adapter = under(f"{number}.adapter", memories)
-            if not adapter and untrained is not None:
+            if adapter is self.initial and untrained is not None:
                 self.scores[number] = untrained
                 continue
-            set_adapter(self.model, adapter or self.initial)
+            set_adapter(self.model, adapter)
             self.scores[number] = evaluate(self.side, self.model.front, self.model.rest)
-            if not adapter:
+            if adapter is self.initial:
                 untrained = self.scores[number]
         mean = torch.tensor(list(self.scores.values()), dtype=torch.float64).mean(dim=0)
         return float(mean[0]), float(mean[1])
+
+    def judged(self) -> Sequence[Adapter]:
+        """See `Run`. What devices trained is looked at where a checkpoint would find it: no message would carry it."""
+        memories = self.fleet.state()
+        devices = range(self.terms.training.n_devices)
+        return [under(f"{number}.adapter", memories) or self.initial for number in devices]
 
     def server_state(self) -> dict[str, Tensor]:
         """See `Run`."""
@@ -144,6 +148,10 @@ class FedRun(Run):
         """See `Run`."""
         set_adapter(self.model, self.adapters.adapter)
         return evaluate(self.side, self.model.front, self.model.rest)
+
+    def judged(self) -> Sequence[Adapter]:
+        """See `Run`."""
+        return [self.adapters.adapter]
 
     def server_state(self) -> dict[str, Tensor]:
         """See `Run`."""

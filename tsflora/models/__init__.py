@@ -3,7 +3,7 @@
 from tsflora.models import torchvision_fallback  # noqa: F401  (before anything imports timm)
 from tsflora.models.adapters import Adapter, LoraConfig, add_lora, average, own_copy, read_adapter, set_adapter
 from tsflora.models.backbones import Backbone, BackboneConfig, load_backbone
-from tsflora.models.split import Back, Front, WholeModel, split
+from tsflora.models.split import Back, Front, WholeModel, split, unsplit_names
 
 __all__ = [
     "Adapter",
@@ -20,4 +20,5 @@ __all__ = [
     "read_adapter",
     "set_adapter",
     "split",
+    "unsplit_names",
 ]

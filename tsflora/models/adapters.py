@@ -7,7 +7,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from pydantic import Field
@@ -19,6 +19,9 @@ from tsflora.config import Config, did_you_mean
 from tsflora.errors import ConfigError
 from tsflora.seeding import torch_generator
 
+if TYPE_CHECKING:
+    from peft import LoraConfig as PeftLoraConfig
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -29,6 +32,19 @@ class LoraConfig(Config):
     alpha: int | None = Field(default=None, ge=1)
     """The update is scaled by alpha / rank; None means alpha = rank."""
     targets: tuple[str, ...] = Field(default=("qkv", "fc1", "fc2"), min_length=1)
+
+    def for_peft(self, modules_to_save: Sequence[str] = ()) -> "PeftLoraConfig":
+        """The same in peft's words. `modules_to_save` are modules that are trained whole."""
+        # peft imports half of transformers, five seconds that validating a configuration or drawing a figure need not
+        # wait.
+        from peft import LoraConfig as PeftLoraConfig
+
+        return PeftLoraConfig(
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
+            target_modules=rf"blocks\.\d+\.(.*\.)?({'|'.join(re.escape(target) for target in self.targets)})",
+            modules_to_save=list(modules_to_save) or None,
+        )
 
 
 def add_lora(model: VisionTransformer, config: LoraConfig, seed: int) -> None:
@@ -48,15 +64,11 @@ def add_lora(model: VisionTransformer, config: LoraConfig, seed: int) -> None:
     longest = max(max(linear[target].in_features, linear[target].out_features) for target in config.targets)
     if config.rank > longest:
         raise ConfigError(f"lora.rank: {config.rank} is above every side of the target layers; allowed: 1 to {longest}")
-    # peft imports half of transformers, five seconds that validating a configuration or drawing a figure need not wait.
-    from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
 
-    pattern = rf"blocks\.\d+\.(.*\.)?({'|'.join(re.escape(target) for target in config.targets)})"
-    alpha = config.rank if config.alpha is None else config.alpha
     # peft draws its initial weights from torch's global stream; they are drawn again below, from a named one.
     with torch.random.fork_rng(devices=[]):
-        inject_adapter_in_model(PeftLoraConfig(r=config.rank, lora_alpha=alpha, target_modules=pattern), model)
+        inject_adapter_in_model(config.for_peft(), model)
     for name, parameter in model.named_parameters():
         if ".lora_A." in name:
             nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=torch_generator("lora", name, seed))

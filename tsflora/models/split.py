@@ -7,6 +7,7 @@ from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from tsflora.compression import Adapter
 from tsflora.compression.batch import Seen, Tokens
 from tsflora.errors import ConfigError
 
@@ -95,3 +96,8 @@ def split(vit: VisionTransformer, cut: int) -> tuple[Front, Back]:
     if not 1 <= cut < depth:
         raise ConfigError(f"cut: {cut} is outside the model; it has {depth} blocks, allowed: 1 to {depth - 1}")
     return Front(vit, cut).eval(), Back(vit, cut).eval()
+
+
+def unsplit_names(adapter: Adapter) -> Adapter:
+    """The same tensors under the names of the model that was split: blocks keep their numbers across the cut."""
+    return {name.split("vit.", 1)[1]: tensor for name, tensor in adapter.items()}
