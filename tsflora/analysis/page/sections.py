@@ -126,8 +126,8 @@ def read_sections(folder: Path, order: Sequence[str], max_width_px: int) -> tupl
 
 def _rank(folder: Path) -> tuple[int, str]:
     """Sort key of a section's folder."""
-    kinds = ("table_", "fig_")
-    return next((place for place, kind in enumerate(kinds) if folder.name.startswith(kind)), len(kinds)), folder.as_posix()
+    first = {"table": 0, "fig": 1}
+    return first.get(folder.name.partition("_")[0], len(first)), folder.as_posix()
 
 
 def _section(name: str, paths: Sequence[Path], max_width_px: int) -> Section:
