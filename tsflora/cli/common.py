@@ -34,7 +34,7 @@ def read_study(params: Path) -> "StudyConfig":
 
 def show(table: "pd.DataFrame") -> None:
     """Print a table of texts."""
-    if table.columns.nlevels > 1:
-        table = table.set_axis([", ".join(part for part in column if part) for column in table.columns], axis=1)
+    from tsflora.analysis.tables.markup import flat
+
     index = table.index.name is not None
-    typer.echo(table.to_markdown(tablefmt="simple", index=index, disable_numparse=True) + "\n")
+    typer.echo(flat(table).to_markdown(tablefmt="simple", index=index, disable_numparse=True) + "\n")

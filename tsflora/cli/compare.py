@@ -155,9 +155,10 @@ def _differences(
 
 def _upright(table: "pd.DataFrame") -> "pd.DataFrame":
     """One column for each row: ten columns of numbers are wider than a terminal."""
-    flat = table.set_axis([", ".join(part for part in column if part) for column in table.columns], axis=1)
-    same = [name for name in ("Dataset", "Partition") if flat[name].nunique() == 1]
-    flat = flat.drop(columns=same)
-    names = flat[[name for name in ("Partition", "Method") if name in flat]].agg(", ".join, axis=1)
-    numbers = flat.drop(columns=[name for name in ("Partition", "Method") if name in flat])
+    from tsflora.analysis.tables.markup import flat
+
+    table = flat(table)
+    table = table.drop(columns=[name for name in ("Dataset", "Partition") if table[name].nunique() == 1])
+    heads = [name for name in ("Partition", "Method") if name in table]
+    numbers, names = table.drop(columns=heads), table[heads].agg(", ".join, axis=1)
     return numbers.set_axis(names).T.rename_axis("")
