@@ -1,5 +1,6 @@
 """The `tsflora` command as a user meets it: what each command prints and writes, and one line for every mistake."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tsflora.analysis.sizing.hours import dataset_shape
 from tsflora.analysis.sizing.traffic import round_traffic
 from tsflora.analysis.tables import write_table
 from tsflora.cli import app
+from tsflora.config import Registry
 from tsflora.errors import NumericsError
 from tsflora.experiment import run_of
 from tsflora.records import RunRecord
@@ -31,6 +33,7 @@ COMMANDS = typer.main.get_command(app).commands
 SIGN = '''
 import torch
 from tsflora.compression import Layout, Quantizer, Section, quantizers
+from tsflora.config import Registry
 from tsflora.errors import NumericsError
 from tsflora.wire import Format
 
@@ -465,3 +468,15 @@ def test_the_suite_holds_where_python_skips_asserts(tmp_path):
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     assert outcome.returncode == 1
     assert "quantize of nan has to raise NumericsError, and does not" in outcome.stdout
+
+
+def test_the_file_of_an_installed_package_is_tested_as_it_is(tmp_path, monkeypatch):
+    """Its components are there before the file is named; loading it again would give their names twice."""
+    path = plugin(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(path.stem)
+    try:
+        assert succeeds("test-plugin", path) == "quantizer sign {}: ok\n"
+    finally:
+        Registry.forget(path.stem)
+        del sys.modules[path.stem]
