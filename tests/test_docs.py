@@ -203,7 +203,12 @@ def test_the_conformance_suite_takes_the_file_as_the_page_says(tmp_path):
     assert outcome("1 / 0").stderr.strip() == f"error: plugins: ZeroDivisionError: division by zero ({path}:1)"
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(DOCS.glob("*.md")),
+    DOCS / "plugin_template" / "README.md",
+]
 
 
 def anchors(page: Path) -> set[str]:
