@@ -9,6 +9,7 @@ import shutil
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,7 +61,12 @@ class Document(HTMLParser):
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.ids, self.addresses, self.text, self.images = [], [], [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str | None] = []
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+        self.images: list[Any] = []
         self.attributes, self.style = set(), ""
         self.feed(html.decode())
         self.close()
@@ -72,7 +78,7 @@ class Document(HTMLParser):
         assert len(values) == len(attrs), f"an attribute twice in {tag}"
         self.attributes |= values.keys()
         self.ids += [values["id"]] if "id" in values else []
-        self.addresses += [values[name] for name in ("href", "src", "srcset", "action", "data") if name in values]
+        self.addresses += [values[name] or "" for name in ("href", "src", "srcset", "action", "data") if name in values]
         if tag == "img":
             self.images.append(values)
         if tag not in VOID:

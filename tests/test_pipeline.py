@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -23,6 +24,7 @@ from test_study import study_values
 from tsflora import runs
 from tsflora.analysis.runs import read_jsonl
 from tsflora.errors import NumericsError
+from tsflora.planned import ExperimentConfig
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -237,7 +239,7 @@ def diverging(monkeypatch):
         names = {"dataset": cell.dataset_name, "partition": cell.partition_name, "seed": cell.seed, "label": cell.label}
         return make_record(cell.method_key, config=cell.dump(), **names)
 
-    started = []
+    started: list[ExperimentConfig] = []
     monkeypatch.setattr(runs, "run", run)
     monkeypatch.setenv("TSFLORA_WORKERS", "1")
     return started
@@ -249,7 +251,7 @@ RUN_NOTEBOOKS = [path for path in NOTEBOOKS if "run_cells(" in path.read_text()]
 @pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_shows_its_runs_and_which_failed(diverging, monkeypatch, capsys, path):
     monkeypatch.chdir(path.parent)
-    namespace = {}
+    namespace: dict[str, Any] = {}
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "code":
             exec(cell.source, namespace)

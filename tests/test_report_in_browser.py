@@ -95,7 +95,8 @@ def probe(folder, page, width, *options):
     (folder / "frame.html").write_text(FRAME.format(name="probed.html", width=width, height=900))
     waiting = ["--virtual-time-budget=10000", f"--window-size={max(width, 500)},900"]
     dom = browse(folder / "profile", folder / "frame.html", "--dump-dom", *waiting, *options)
-    return json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", dom, re.DOTALL)[1]))
+    (said,) = re.findall(r"<pre>(.*?)</pre>", dom, re.DOTALL)
+    return json.loads(html.unescape(said))
 
 
 @contextlib.contextmanager

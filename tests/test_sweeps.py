@@ -1,13 +1,18 @@
 """Sweeps: every run at its setting whatever its key, figures that grow with the runs, choices compared seed by seed."""
 
+from collections.abc import Callable
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import small_config
+from drawn import xs
 from factories import make_geometry, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 
 from tsflora.analysis.figures import COLUMN_IN, DOUBLE_COLUMN_IN
 from tsflora.analysis.figures.sweeps import accuracy_by_bits, accuracy_by_cut, selection_controls
@@ -26,7 +31,7 @@ from tsflora.errors import DataError
 from tsflora.experiment import ExperimentConfig, run
 from tsflora.study import StudyConfig
 
-FIGURES = [accuracy_by_bits, accuracy_by_cut, selection_controls]
+FIGURES: list[Callable[..., Figure]] = [accuracy_by_bits, accuracy_by_cut, selection_controls]
 SFLORA = {"label": "SFLora", "algorithm": "sflora"}
 
 
@@ -160,8 +165,8 @@ def test_records_from_before_sweeps_and_of_any_shape_are_read():
     config = one(tsflora()).dump()
     old = {**config, "method": {name: value for name, value in config["method"].items() if name != "cut"}}
     del old["sweep"]
-    frames = [settings_frame([make_record(config=content)]) for content in (config, old)]
-    pd.testing.assert_frame_equal(*frames)
+    new, before = (settings_frame([make_record(config=content)]) for content in (config, old))
+    pd.testing.assert_frame_equal(new, before)
     assert settings_frame([make_record()])["n_tokens"].isna().all()
     assert settings_frame([]).empty
 
@@ -205,8 +210,9 @@ def test_a_plan_has_the_settings_of_its_records():
     cells = plan()
     records = done(cells)
     columns = ["dataset", "partition", "seed", "cut", "selection", "n_tokens", "bits", "rest", "setting"]
-    frames = [frame[columns].sort_values(columns) for frame in (planned_frame(cells, records), settings_frame(records))]
-    pd.testing.assert_frame_equal(*[frame.reset_index(drop=True) for frame in frames])
+    frames = (planned_frame(cells, records), settings_frame(records))
+    planned, measured = (frame[columns].sort_values(columns).reset_index(drop=True) for frame in frames)
+    pd.testing.assert_frame_equal(planned, measured)
     alone = planned_frame(cells, [])
     assert alone.loc[alone["selection"] == "all", "n_tokens"].isna().all()
 
@@ -245,7 +251,9 @@ def test_intervals_of_points_are_t_intervals():
     (row,) = accuracy_by_bits_means(records).to_dict("records")
     assert (row["mean"], row["n"]) == (pytest.approx(0.6), 3)
     assert row["low"] == pytest.approx(0.6 - 0.24841, abs=1e-5)
-    (bar,) = accuracy_by_bits(records).axes[0].collections[0].get_segments()
+    (bars,) = accuracy_by_bits(records).axes[0].collections
+    assert isinstance(bars, LineCollection)
+    (bar,) = bars.get_segments()
     assert bar[:, 1] == pytest.approx([60 - 24.841, 60 + 24.841], abs=1e-3)
 
 
@@ -325,7 +333,7 @@ def test_choices_stand_beside_each_other_at_every_cut():
     means = selection_means(done(cells))
     assert means["cut"].tolist() == [2] * 4 + [4] * 4
     assert means["choice"].tolist() == 2 * list(CHOICES.values())
-    at_2 = [marker.get_xdata()[0] for marker in figure.axes[0].lines]
+    at_2 = [xs(marker)[0] for marker in figure.axes[0].lines]
     assert len(set(at_2)) == 4, "points of one cut do not hide each other"
 
 
