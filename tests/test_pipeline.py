@@ -95,12 +95,17 @@ def test_a_method_notebook_runs_as_a_stage(tmp_path, params):
     executed = nbformat.read(tmp_path / "executed.ipynb", 4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    (bar,) = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert re.fullmatch(r"100%\|.* fed_lora/iid/0 round \d/\d acc .*\n", bar), "of all refreshes, the last one"
 
 
 def test_the_tour_runs_from_top_to_bottom(tmp_path):
     arguments = ["--params", ROOT / "params.yaml", "-p", "rounds=1", "-p", "n_images=2"]
     outcome = script("notebook.py", ROOT / "notebooks" / "tour.ipynb", tmp_path / "tour.ipynb", *arguments)
     assert outcome.returncode == 0, outcome.stderr
+    outputs = [o for cell in nbformat.read(tmp_path / "tour.ipynb", 4).cells for o in cell.get("outputs", [])]
+    (bar,) = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert re.fullmatch(r"\d+batch .* loss .*\n", bar), "how far it came, not a widget that no file shows"
 
 
 def test_a_mistake_in_a_notebook_stage_is_one_line_and_a_failed_exit(tmp_path):
