@@ -1,11 +1,15 @@
 """A method of every kind, for tests that hold for all of them."""
 
-TSFLORA = {
+from typing import Any
+
+Method = dict[str, Any]
+
+TSFLORA: Method = {
     "algorithm": "sflora",
     "tokens": {"name": "top_k_merge", "n_tokens": 30},
     "quantizer": {"name": "uniform", "bits": 8},
 }
-EVERY_ALGORITHM = {
+EVERY_ALGORITHM: dict[str, Method] = {
     "local_lora": {"algorithm": "local_lora"},
     "fed_lora": {"algorithm": "fed_lora"},
     "split_lora": {"algorithm": "split_lora"},
@@ -15,4 +19,7 @@ EVERY_ALGORITHM = {
     "sflora_v1": {"algorithm": {"name": "sflora", "server": "averaged"}},
     "tsflora": TSFLORA,
 }
-CENTRAL = {"central_raw": {"algorithm": "central"}, "central_jpeg": {"algorithm": {"name": "central", "image": "jpeg"}}}
+CENTRAL: dict[str, Method] = {
+    "central_raw": {"algorithm": "central"},
+    "central_jpeg": {"algorithm": {"name": "central", "image": "jpeg"}},
+}

@@ -192,7 +192,7 @@ def test_central_training_sees_the_batches_of_sflora_in_its_order(settings, monk
 def test_every_image_travels_once_and_nothing_comes_back(settings):
     config = small_config(CENTRAL["central_raw"])
     record = run(config, settings)
-    first, seen = record.history[0], set()
+    first, seen = record.history[0], set[int]()
     assert first.downlink_bytes == {}
     assert set(first.uplink_bytes) == {"images", "labels", "headers"}
     for entry in record.history:

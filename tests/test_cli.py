@@ -1,5 +1,6 @@
 """The `tsflora` command as a user meets it: what each command prints and writes, and one line for every mistake."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import typer
 import yaml
 from factories import make_record
 from test_study import study_values
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from tsflora import runs
@@ -20,17 +22,21 @@ from tsflora.analysis.sizing.hours import dataset_shape
 from tsflora.analysis.sizing.traffic import round_traffic
 from tsflora.analysis.tables import write_table
 from tsflora.cli import app
+from tsflora.config import Registry
 from tsflora.errors import NumericsError
 from tsflora.experiment import run_of
 from tsflora.records import RunRecord
 from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = typer.main.get_command(app).commands
+GROUP = typer.main.get_command(app)
+assert isinstance(GROUP, TyperGroup)
+COMMANDS = GROUP.commands
 
 SIGN = '''
 import torch
 from tsflora.compression import Layout, Quantizer, Section, quantizers
+from tsflora.config import Registry
 from tsflora.errors import NumericsError
 from tsflora.wire import Format
 
@@ -111,8 +117,9 @@ def test_help_says_what_a_command_does_and_what_it_takes(name):
     assert len(command.get_short_help_str(60)) > 20
     assert not command.get_short_help_str(60).endswith("..."), "its first sentence is its line in the list of commands"
     for parameter in command.params:
-        assert parameter.help, parameter.name
-        assert " ".join(parameter.help.split())[:40] in shown, parameter.name
+        text = getattr(parameter, "help", None)
+        assert text, parameter.name
+        assert " ".join(text.split())[:40] in shown, parameter.name
 
 
 def test_help_waits_for_no_numerical_library():
@@ -321,8 +328,8 @@ def test_compare_sets_a_quantizer_beside_others(params, tmp_path):
     assert records["mine", 0].config["method"]["quantizer"] == {"name": "sign"}
     numbers = pd.read_csv(folder / "differences.csv").set_index("reference")
     for other in ("fed_lora", "sflora_8bit"):
-        finals = [records["mine", seed].final.accuracy - records[other, seed].final.accuracy for seed in (0, 1)]
-        assert numbers.loc[other, "difference"] == pytest.approx(sum(finals) / 2)
+        mine, others = ([records[key, seed].final.accuracy or 0 for seed in (0, 1)] for key in ("mine", other))
+        assert numbers.loc[other, "difference"] == pytest.approx((sum(mine) - sum(others)) / 2)
 
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "records").rglob("*.json")}
     assert succeeds(*command) == shown
@@ -465,3 +472,15 @@ def test_the_suite_holds_where_python_skips_asserts(tmp_path):
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     assert outcome.returncode == 1
     assert "quantize of nan has to raise NumericsError, and does not" in outcome.stdout
+
+
+def test_the_file_of_an_installed_package_is_tested_as_it_is(tmp_path, monkeypatch):
+    """Its components are there before the file is named; loading it again would give their names twice."""
+    path = plugin(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module(path.stem)
+    try:
+        assert succeeds("test-plugin", path) == "quantizer sign {}: ok\n"
+    finally:
+        Registry.forget(path.stem)
+        del sys.modules[path.stem]

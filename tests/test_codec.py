@@ -219,6 +219,7 @@ def test_gradient_goes_from_the_server_into_the_device_graph(options: dict[str, 
     upstream = torch.randn(judged.shape, generator=torch_generator("g"))
     (expected,) = torch.autograd.grad((judged * upstream).sum(), what.tokens.values)
     tokens.rows().backward(upstream)
+    assert what.tokens.values.grad is not None
     assert torch.equal(what.tokens.values.grad, expected)
 
 
@@ -380,7 +381,7 @@ def test_a_damaged_frame_never_decodes(data: st.DataObject) -> None:
             one.decode(damaged)
 
 
-def forged(frame: bytes, data: st.DataObject) -> bytes:
+def tampered(frame: bytes, data: st.DataObject) -> bytes:
     """The frame with a few bytes of somebody else's, and a right checksum."""
     content = bytearray(frame[:-4])
     for _ in range(data.draw(st.integers(1, 3))):
@@ -394,7 +395,7 @@ def forged(frame: bytes, data: st.DataObject) -> bytes:
 def test_a_forged_frame_is_refused_or_holds_finite_numbers(data: st.DataObject) -> None:
     one = codec(QUANTIZERS[data.draw(st.integers(0, len(QUANTIZERS) - 1))], data.draw(st.sampled_from(list(Kind))))
     shape = data.draw(st.sampled_from([(2, 3, 4), (20, 6), (1,), ()]))
-    frame = forged(one.encode(golden_input(*shape).reshape(shape), torch_generator("q")), data)
+    frame = tampered(one.encode(golden_input(*shape).reshape(shape), torch_generator("q")), data)
     with contextlib.suppress(FrameError):
         decoded = one.quantizer.dequantize(read_frame(frame, one.kind), shape)
         assert (decoded.shape, decoded.dtype) == (shape, torch.float32)
@@ -406,12 +407,12 @@ def test_a_forged_frame_is_refused_or_holds_finite_numbers(data: st.DataObject) 
 def test_forged_frames_of_labels_and_images_are_refused_or_hold_what_was_expected(data: st.DataObject) -> None:
     images = (golden_input(2, 4, 4, 3) * 255 + 128).numpy().astype(np.uint8)
     with contextlib.suppress(FrameError):
-        labels = decode_labels(forged(encode_labels(torch.tensor([0, 9, 4]), 10), data), 10)
+        labels = decode_labels(tampered(encode_labels(torch.tensor([0, 9, 4]), 10), data), 10)
         assert labels.ndim == 1
         assert int(labels.max()) < 10
     for one in (RawImages(), JpegImages(quality=75)):
         with contextlib.suppress(FrameError):
-            decoded = one.decode(forged(one.encode(images), data), images.shape)
+            decoded = one.decode(tampered(one.encode(images), data), images.shape)
             assert (decoded.shape, decoded.dtype) == (images.shape, np.uint8)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from drawn import bars, xs, ys
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -376,18 +377,18 @@ def test_figures_are_drawn_at_their_width(draw, width_in: float) -> None:
 
 def test_bars_are_the_costs(costs: pd.DataFrame) -> None:
     figure = memory_by_method(CASES)
-    drawn = [bar.get_width() for axis in figure.axes for bar in axis.patches]
+    drawn = [bar.get_width() for axis in figure.axes for bar in bars(axis)]
     assert drawn == pytest.approx(costs["device_memory_gb"].tolist())
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    middles = [bar.get_y() + bar.get_height() / 2 for bar in figure.axes[1].patches]
+    middles = [bar.get_y() + bar.get_height() / 2 for bar in bars(figure.axes[1])]
     assert [names[round(place)] for place in middles] == costs["label"].tolist()[len(METHODS) :]
     assert middles == pytest.approx(range(len(METHODS)))
-    assert all(4.0 in line.get_xdata() for axis in figure.axes for line in axis.lines)
-    bars = communication_by_method(CASES).axes[1].patches
+    assert all(4.0 in xs(line) for axis in figure.axes for line in axis.lines)
+    sent = bars(communication_by_method(CASES).axes[1])
     small = costs[costs["backbone"] == MICRO_NAME]
-    assert [bar.get_width() for bar in bars[::2]] == pytest.approx(small["paper_uplink_mib"].tolist())
-    assert [bar.get_width() for bar in bars[1::2]] == pytest.approx(small["total_mib"].tolist())
-    stacks = latency_by_method(CASES).axes[1].patches
+    assert [bar.get_width() for bar in sent[::2]] == pytest.approx(small["paper_uplink_mib"].tolist())
+    assert [bar.get_width() for bar in sent[1::2]] == pytest.approx(small["total_mib"].tolist())
+    stacks = bars(latency_by_method(CASES).axes[1])
     ends = [bar.get_x() + bar.get_width() for bar in stacks[len(PHASES) - 1 :: len(PHASES)]]
     assert ends == pytest.approx(small["latency_s"].tolist())
 
@@ -395,7 +396,7 @@ def test_bars_are_the_costs(costs: pd.DataFrame) -> None:
 def test_the_line_of_a_scatter_joins_its_front() -> None:
     figure = accuracy_by_latency(SETTINGS, BASE)
     (line, *_) = figure.axes[0].lines
-    assert line.get_ydata().tolist() == pytest.approx([30, 60, 70])
+    assert ys(line).tolist() == pytest.approx([30, 60, 70])
     assert figure.axes[0].get_title() == "a · IID"
     empty = accuracy_by_latency(SETTINGS.iloc[:0], BASE)
     assert [text.get_text() for text in empty.texts] == ["no runs yet"]
@@ -404,8 +405,8 @@ def test_the_line_of_a_scatter_joins_its_front() -> None:
 def test_assumptions_are_said() -> None:
     scenario = Scenario().with_rates(10, 40)
     for figure in (latency_by_method(CASES, scenario), accuracy_by_latency(SETTINGS, BASE, scenario)):
-        note = figure._supxlabel.get_text().replace("\n", " ")
+        note = figure.get_supxlabel().replace("\n", " ")
         for part in ("10 Mbps up, 40 Mbps down", "5–15 % of the speed", "A100", "40 % of it reached", "do not overlap"):
             assert part in note
     assert Scenario().rates == "10 Mbps each way"
-    assert "SplitLoRA: devices take turns" in latency_by_method(CASES)._supxlabel.get_text().replace("\n", " ")
+    assert "SplitLoRA: devices take turns" in latency_by_method(CASES).get_supxlabel().replace("\n", " ")

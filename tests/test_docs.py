@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tsflora.compression import (
     quantizers,
     token_reducers,
 )
-from tsflora.config import Component
+from tsflora.config import Component, Registry
 from tsflora.conformance import N_PATCHES, cases
 from tsflora.conformance.ends import draw, seen
 from tsflora.data import data_sources, partitions, tasks
@@ -59,7 +60,7 @@ EXAMPLES = {
 """The files of the page by name, and the piece of a params.yaml that uses each."""
 DIM = 6
 """Width of the tokens that the conformance suite makes."""
-SORTS = {
+SORTS: dict[str, Registry[Any]] = {
     "sign.py": quantizers,
     "evenly.py": token_reducers,
     "centred.py": codecs,
@@ -105,6 +106,7 @@ def test_an_example_conforms(written, name):
 @pytest.mark.parametrize("name", [name for name, (_, study) in EXAMPLES.items() if study])
 def test_a_study_runs_with_an_example(written, settings, tmp_path, name):
     path, added = written(name), EXAMPLES[name][1]
+    assert added is not None
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (400, 28, 28, 3), dtype=np.uint8)
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(400) % 10)
@@ -124,6 +126,7 @@ def test_a_study_runs_with_an_example(written, settings, tmp_path, name):
     if name == "power_law.py":
         assert record.shard_sizes[0] > 5 * record.shard_sizes[-1]
     if name != "smoothed.py":
+        assert record.basis is not None
         assert any(path.stem in key for key in record.basis.sources) or name in ("power_law.py", "arrays.py")
 
 
@@ -203,7 +206,12 @@ def test_the_conformance_suite_takes_the_file_as_the_page_says(tmp_path):
     assert outcome("1 / 0").stderr.strip() == f"error: plugins: ZeroDivisionError: division by zero ({path}:1)"
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(DOCS.glob("*.md")),
+    DOCS / "plugin_template" / "README.md",
+]
 
 
 def anchors(page: Path) -> set[str]:
@@ -330,8 +338,10 @@ def frames_of_the_wire_page() -> list[bytes]:
 def test_the_bytes_of_the_wire_page_are_those_of_a_frame(index):
     blocks = re.findall(r"```text\n(.*?)```", WIRE, re.DOTALL)
     assert len(blocks) == 3
-    shown = [re.match(r"((?:[0-9a-f]{2} ?)+) {2,}\S", line) for line in blocks[index].splitlines()]
-    assert all(shown), "each line is bytes and their meaning"
+    lines = blocks[index].splitlines()
+    found = (re.match(r"((?:[0-9a-f]{2} ?)+) {2,}\S", line) for line in lines)
+    shown = [match for match in found if match]
+    assert len(shown) == len(lines), "each line is bytes and their meaning"
     frame = frames_of_the_wire_page()[index]
     assert b"".join(bytes.fromhex(line[1]) for line in shown) == frame
     fields = [field for field in frame_fields(frame) if field.part != "payload"]

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from tsflora.cli import app
 from tsflora.errors import CheckpointError, ConfigError, DataError, StorageError
 from tsflora.experiment import checkpoints_of, run
-from tsflora.export import export
+from tsflora.export import Form, export
 from tsflora.federation import evaluation
 from tsflora.records import RunRecord
 
@@ -131,9 +131,9 @@ def test_each_device_has_its_model_where_devices_train_alone(settings, tmp_path,
         accuracies.append(accuracy(found, test.labels))
     assert len(accuracies) == 4
     assert np.mean(accuracies) == pytest.approx(record.final.accuracy_uncompressed)
-    for device, given in ((None, "none"), (4, "4"), (-1, "-1")):
+    for wrong, given in ((None, "none"), (4, "4"), (-1, "-1")):
         with pytest.raises(ConfigError, match=f"a model for each device; given: {given}; allowed: 0 to 3"):
-            export(path, tmp_path / "x.safetensors", device=device, settings=settings)
+            export(path, tmp_path / "x.safetensors", device=wrong, settings=settings)
 
 
 def test_a_stock_model_at_another_size_with_weights_from_a_file(settings, tmp_path, trained, judged):
@@ -172,6 +172,7 @@ def test_the_header_says_what_a_user_has_to_know(settings, tmp_path, trained):
     assert facts["classes"] == [str(digit) for digit in range(10)]
     assert (facts["dataset"], facts["method"], facts["seed"], facts["rounds"]) == ("digits", "under_test", 1, 1)
     assert facts["accuracy"] == record.final.accuracy
+    assert record.basis is not None
     assert facts["weights_sha256"] == record.basis.weights_sha256
     assert str(tmp_path) not in json.dumps(facts), "it is for publishing"
 
@@ -201,11 +202,14 @@ def test_a_checkpoint_that_is_gone_or_not_the_runs_is_one_line(settings, tmp_pat
     again = "run PARAMS --dataset digits --method under_test --partition iid --seed 1 --records-dir NEW"
     refused(f"last round, 1, is in .*elsewhere.*{again}", checkpoint_dir=tmp_path / "elsewhere")
     refused(f"no folder of checkpoints is given.*{again}", checkpoint_dir=None)
+    assert record.final.train_loss is not None
+    assert record.basis is not None
     other = record.final.model_copy(update={"train_loss": record.final.train_loss + 1e-9})
     record.model_copy(update={"history": (other,)}).write(tmp_path / "other.json")
     refused("is of this run on another machine", tmp_path / "other.json")
     store = checkpoints_of(config, record.basis, settings.checkpoint_dir)
     checkpoint = store.latest(1)
+    assert checkpoint is not None
     (intact,) = store.folder.iterdir()
     intact.unlink()
     store.save(1, {name: t for name, t in checkpoint.state.items() if "head" not in name}, checkpoint.history)
@@ -240,7 +244,7 @@ def test_the_studies_page_exports_and_loads(settings, tmp_path, tsflora, capsys)
     record = run(config_of(), here, record_path=path)
     for command in commands:
         assert tsflora(*command.split()).exit_code == 0
-    names = {}
+    names: dict[str, object] = {}
     exec(compile(code, "studies.md", "exec"), names)
     assert capsys.readouterr().out.startswith(f"{record.final.accuracy_uncompressed} ['0', '1', ")
     _, test = config_of().dataset.load(None)
@@ -317,7 +321,8 @@ def test_a_folder_that_cannot_be_filled_leaves_nothing(settings, tmp_path, train
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for output, form in (("m.safetensors", "timm"), ("m", "peft")):
+    forms: tuple[tuple[str, Form], ...] = (("m.safetensors", "timm"), ("m", "peft"))
+    for output, form in forms:
         before = set(tmp_path.iterdir())
         with pytest.raises(StorageError, match="No space left on device"):
             export(path, tmp_path / output, form, settings=settings)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_uncompressed_sflora_is_the_training_of_the_unsplit_model(settings, opti
     optimizer = dict(optimizer)
     clip_norm = optimizer.pop("clip", None)
     config = small_config({"algorithm": "sflora"}, **one_device(optimizer=optimizer, clip_norm=clip_norm))
-    run_ = start_run(config, settings)
+    run_: Any = start_run(config, settings)
     losses = [step.loss for step in train(run_)]
 
     devices, side = assemble(config, settings)
@@ -125,7 +126,7 @@ def test_what_the_config_names_is_in_the_path(settings, change):
 
 
 def test_server_adapter_is_the_mean_of_the_devices_weighted_by_shard_size(settings, monkeypatch):
-    seen = []
+    seen: list[tuple[Device, Message, Message]] = []
     spy_on_answers(monkeypatch, seen)
     run_ = start(settings, TSFLORA, partition={"name": "dirichlet", "alpha": 0.3})
     list(train(run_))
@@ -174,7 +175,7 @@ def test_local_lora_is_judged_by_the_mean_over_all_devices(settings):
 
 
 def test_relay_ends_with_the_last_devices_adapter_and_passes_it_on(settings, monkeypatch):
-    seen = []
+    seen: list[tuple[Device, Message, Message]] = []
     spy_on_answers(monkeypatch, seen)
     run_ = start(settings, {"algorithm": "split_lora"})
     list(train(run_))
@@ -231,6 +232,7 @@ def test_recorded_bytes_are_the_formula(settings, bits, n_tokens):
         "quantizer": {"name": "uniform", "bits": bits},
     }
     record = run(small_config(method, partition={"name": "iid", "min_samples": 21, "max_samples": 29}), settings)
+    assert record.geometry is not None
     dim, entries = record.geometry.dim, record.geometry.device_adapter_entries
     for round_ in record.history:
         batches = [
@@ -249,6 +251,7 @@ def test_local_lora_sends_nothing_and_fed_lora_only_adapters(settings):
     local = run(small_config({"algorithm": "local_lora"}), settings).final
     assert local.uplink_bytes == local.downlink_bytes == {}
     federated = run(small_config({"algorithm": "fed_lora"}), settings)
+    assert federated.geometry is not None
     entries = federated.geometry.device_adapter_entries + federated.geometry.server_adapter_entries
     assert federated.final.uplink_bytes["adapters"] == 3 * 4 * entries
     assert federated.final.uplink_bytes.keys() == {"adapters", "headers"}
@@ -402,7 +405,7 @@ def test_local_epochs_and_augmentation_are_in_the_path(settings):
 
 
 def test_every_method_trains_on_the_same_images_in_the_same_device_order(settings, monkeypatch):
-    seen = []
+    seen: list[list[bytes]] = []
     original = ImageClassification.inputs
 
     def spy(self, samples, spec, device, augment=None):

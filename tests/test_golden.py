@@ -53,7 +53,7 @@ def cases() -> dict[str, dict]:
         sizes = {} if name == "dirichlet" else {"min_samples": 24, "max_samples": 24}
         named[f"partition {name}"] = {"partition": {"name": name, **ALPHA.get(name, {}), **sizes}}
     small = small_config().dump()["training"]
-    changes = {
+    changes: dict[str, dict[str, object]] = {
         "adamw": {"optimizer": {"name": "adamw", "lr": 0.01}},
         "bf16": {"precision": "bf16"},
         "clipped": {"clip_norm": 0.5},

@@ -20,6 +20,7 @@ from tsflora.analysis.costs.latency import (
     round_latency,
 )
 from tsflora.analysis.costs.radio import MBPS, Link
+from tsflora.config import Config
 from tsflora.errors import ConfigError
 
 ONE = Accelerator(name="one", peak_flop_per_s=2e12, utilisation=0.5, memory_bytes=10**10)
@@ -146,7 +147,7 @@ def test_who_can_hold_what() -> None:
         (Accelerator, {"name": "x", "peak_flop_per_s": 1, "memory_bytes": 1, "utilisation": 1.1}, "utilisation"),
     ],
 )
-def test_wrong_configuration_is_one_line(cls: type, values: dict, wrong: str) -> None:
+def test_wrong_configuration_is_one_line(cls: type[Config], values: dict, wrong: str) -> None:
     with pytest.raises(ConfigError, match=f"edge.{wrong}") as caught:
         cls.parse(values, "edge")
     assert "\n" not in str(caught.value)

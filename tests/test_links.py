@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def test_a_run_over_bytes_and_threads_is_the_run_in_this_process(settings, monke
 @pytest.mark.parametrize("name", ["sflora", "fed_lora", "split_lora"])
 def test_devices_of_one_round_share_no_memory(settings, name):
     """Two of them at work at once have parameters of their own, and the frozen ones in common."""
-    run = experiment.start(small_config({"algorithm": name}), settings)
+    run: Any = experiment.start(small_config({"algorithm": name}), settings)  # of which no part is private here
     plan = run.terms.plan
     run.begin(1, {0: plan, 1: plan}, run.adapters.publish)
     first, second = (dict(run.fleet.device(number).module.named_parameters()) for number in (0, 1))
@@ -165,6 +166,7 @@ def test_no_more_steps_than_the_round_has(settings):
     run = experiment.start(small_config({"algorithm": {"name": "sflora", "frozen": True}}), settings)
     link = run.fleet.link(1)
     steps = link.send(Message("begin", facts={"round": 1})).result().facts["n_steps"]
+    assert isinstance(steps, int)
     for _ in range(steps):
         link.send(Message("forward")).result()
     with pytest.raises(FrameError, match="a step after the last of round 1"):
@@ -172,7 +174,7 @@ def test_no_more_steps_than_the_round_has(settings):
 
 
 def test_every_byte_is_counted_once(settings):
-    run = experiment.start(small_config(TSFLORA), settings)
+    run: Any = experiment.start(small_config(TSFLORA), settings)
     link = run.fleet.link(1)
     link.send(Message("begin", {"adapter": run.adapters.publish(1)}, {"round": 1})).result()
     sent = link.send(Message("forward")).result()

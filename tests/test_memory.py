@@ -5,17 +5,17 @@ from collections.abc import Iterable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tsflora.analysis.costs.activations import front_bytes, kept_bytes, step_bytes
+from tsflora.analysis.costs.activations import Attention, Precision, front_bytes, kept_bytes, step_bytes
 from tsflora.analysis.costs.deployment import Deployment, Workload
 from tsflora.analysis.costs.memory import Memory, MemoryConfig, device_memory, server_memory
 from tsflora.analysis.costs.shape import VitShape
-from tsflora.compression import Tokens, token_reducers
+from tsflora.compression import TokenCodec, Tokens, token_reducers
 from tsflora.errors import ConfigError
 from tsflora.experiment import MethodConfig
 from tsflora.federation.training import OptimizerConfig
@@ -60,7 +60,7 @@ def real_parts(what: Deployment):
     return split(vit, what.cut)
 
 
-def real_kept_bytes(what: Deployment, part: str, precision: str, attention: str) -> int:
+def real_kept_bytes(what: Deployment, part: str, precision: Precision, attention: Attention) -> int:
     front, back = real_parts(what)
     module = {"front": front, "back": back, "whole": WholeModel(front, back)}[part]
     vit, batch, gradient = what.vit, what.workload.batch_size, what.plan.gradient is not None
@@ -69,6 +69,7 @@ def real_kept_bytes(what: Deployment, part: str, precision: str, attention: str)
     labels = torch.arange(batch) % vit.n_classes
     exclude = [*module.parameters(), *module.buffers(), images, tokens, labels]
     if part == "front":
+        assert isinstance(what.plan.codec, TokenCodec)
         return front_bytes(module, exclude, images, what.plan.codec.tokens, gradient, precision, attention)
     return step_bytes(module, exclude, Tokens(tokens) if part == "back" else images, labels, precision, attention)
 
@@ -76,7 +77,7 @@ def real_kept_bytes(what: Deployment, part: str, precision: str, attention: str)
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("vit", [MICRO, TINY], ids=["micro", "tiny"])
-def test_without_data_as_with_real_tensors(vit: VitShape, precision: str, attention: str) -> None:
+def test_without_data_as_with_real_tensors(vit: VitShape, precision: Precision, attention: Attention) -> None:
     config = MemoryConfig(precision=precision, attention=attention)
     reduced = deployment(vit, tokens=top_k(9), batch=3)
     frozen = deployment(vit, FROZEN, tokens=top_k(9), batch=3)
@@ -151,7 +152,7 @@ def test_the_parts_add_up_to_what_lives_after_the_second_forward_pass(algorithm:
         live.note([*module.parameters(), *module.buffers()])
         optimizer = OptimizerConfig().build(p for p in module.parameters() if p.requires_grad)
         for _ in range(2):
-            inputs = torch.rand(8, 3, 28, 28)
+            inputs: Tensor | Tokens = torch.rand(8, 3, 28, 28)
             if behind_a_cut:
                 inputs = Tokens(torch.rand(8, 50, 64).requires_grad_(what.plan.gradient is not None))
             labels = torch.zeros(8, dtype=torch.int64)
@@ -175,6 +176,7 @@ def test_a_frozen_device_holds_its_weights_and_what_it_puts_out() -> None:
         live.note([*front.parameters(), *front.buffers()])
         images, labels = torch.rand(8, 3, 28, 28), torch.zeros(8, dtype=torch.int64)
         seen = front(images)
+        assert isinstance(what.plan.codec, TokenCodec)
         reduced = what.plan.codec.tokens.reduce(seen, torch.Generator())
         found = live.n_bytes
     memory = device_memory(what)

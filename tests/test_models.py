@@ -67,6 +67,7 @@ def test_split_equals_whole_forward_and_gradients_at_every_cut(batch, cut):
     found = {name.removeprefix("vit."): parameter.grad for name, parameter in parts.items()}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
+        assert gradient is not None, name
         assert gradient.abs().max() > 0, name
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
 
@@ -86,11 +87,13 @@ def test_padding_is_never_seen(batch):
     padded = values.clone().requires_grad_()
     logits = back(Tokens(padded, lengths))
     logits.square().sum().backward()
+    assert padded.grad is not None
     for sample, length in enumerate(lengths.tolist()):
         alone = values[sample : sample + 1, :length].clone().requires_grad_()
         own = back(Tokens(alone))
         own.square().sum().backward()
         torch.testing.assert_close(logits[sample], own[0], atol=1e-5, rtol=1e-5)
+        assert alone.grad is not None
         torch.testing.assert_close(padded.grad[sample, :length], alone.grad[0], atol=1e-5, rtol=1e-4)
         assert not padded.grad[sample, length:].any()
 

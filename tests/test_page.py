@@ -6,14 +6,15 @@ import io
 import json
 import re
 import shutil
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import typer
+from conftest import small_config
 from factories import LABELS, make_provenance, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,29 +31,22 @@ from tsflora.analysis.page.sections import Item, Manifest, embed_figure, read_se
 from tsflora.analysis.tables.writers import write_table
 from tsflora.cli.report import report
 from tsflora.errors import ConfigError, DataError
+from tsflora.planned import ExperimentConfig
+from tsflora.records import RunRecord
 from tsflora.terminal import one_line_errors
 
 VOID = {"meta", "link", "img", "br"}
 HOSTILE = "<script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
 
 
-@dataclass(frozen=True)
-class Planned:
-    """The plan of what `factories.make_record` makes."""
+def planned(method: str, seed: int) -> ExperimentConfig:
+    """A run of a plan, which `ran` is the record of."""
+    return small_config({"algorithm": "sflora", "label": LABELS[method]}, method_key=method, seed=seed)
 
-    method_key: str
-    seed: int
-    dataset_name: str = "digits"
-    partition_name: str = "iid"
-    sweep: str | None = None
 
-    @property
-    def label(self):
-        return LABELS[self.method_key]
-
-    def dump(self):
-        names = {"method": self.method_key, "partition": self.partition_name, "dataset": self.dataset_name}
-        return {**names, "seed": self.seed}
+def ran(method: str = "sflora", seed: int = 0, **fields: Any) -> RunRecord:
+    """The record of a planned run."""
+    return make_record(method, seed=seed, config=planned(method, seed).dump(), **fields)
 
 
 class Document(HTMLParser):
@@ -60,7 +54,12 @@ class Document(HTMLParser):
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.ids, self.addresses, self.text, self.images = [], [], [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str | None] = []
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+        self.images: list[Any] = []
         self.attributes, self.style = set(), ""
         self.feed(html.decode())
         self.close()
@@ -72,7 +71,7 @@ class Document(HTMLParser):
         assert len(values) == len(attrs), f"an attribute twice in {tag}"
         self.attributes |= values.keys()
         self.ids += [values["id"]] if "id" in values else []
-        self.addresses += [values[name] for name in ("href", "src", "srcset", "action", "data") if name in values]
+        self.addresses += [values[name] or "" for name in ("href", "src", "srcset", "action", "data") if name in values]
         if tag == "img":
             self.images.append(values)
         if tag not in VOID:
@@ -135,8 +134,8 @@ def folder(tmp_path, finished_report):
 
 
 def test_the_page_is_valid_and_its_anchors_lead_somewhere(folder):
-    records = [make_record(seed=seed) for seed in (0, 1)]
-    page = build_page(folder, "digits", Runs([Planned("sflora", 0), Planned("sflora", 1)], records), {"Cut": "2"})
+    records = [ran(seed=seed) for seed in (0, 1)]
+    page = build_page(folder, "digits", Runs([planned("sflora", 0), planned("sflora", 1)], records), {"Cut": "2"})
     document = Document(page.html)
     assert page.html.startswith(b"<!DOCTYPE html>\n<html lang")
     assert [document.tags.count(tag) for tag in ("title", "h1", "header", "nav", "main")] == [1] * 5
@@ -305,8 +304,7 @@ def test_a_value_is_text_wherever_it_stands(tmp_path_factory, text):
     def page(value):
         write_table(pd.DataFrame({value: [value]}), folder / "t")
         describe(folder, Item(stem="t", title=value, caption=value), title=value)
-        record = make_record(status="failed", error=value)
-        runs = Runs([Planned("sflora", 0)], [record])
+        runs = Runs([planned("sflora", 0)], [ran(status="failed", error=value)])
         return Document(build_page(folder, value, runs, {value: value}).html)
 
     hostile = page(HOSTILE + text)
@@ -337,18 +335,18 @@ def test_a_figure_is_made_narrower_and_stands_on_white(tmp_path):
 
 
 def test_the_page_says_how_many_runs_are_in_and_which_are_not():
-    planned = [Planned(method, seed) for method in ("sflora", "sflora_8bit") for seed in (0, 1)]
-    records = [make_record(seed=0), make_record(seed=1), make_record("sflora_8bit", status="failed", error="NaN here")]
-    page = build_page(Path("no-such-folder"), "digits", Runs(planned, records))
+    cells = [planned(method, seed) for method in ("sflora", "sflora_8bit") for seed in (0, 1)]
+    records = [ran(seed=0), ran(seed=1), ran("sflora_8bit", status="failed", error="NaN here")]
+    page = build_page(Path("no-such-folder"), "digits", Runs(cells, records))
     words = Document(page.html).words
     assert "Incomplete. 2 of 4 planned runs are in" in words
     assert "SFLora (8-bit) 0 of 2 everything" in words
     assert "NaN here" in words
     assert "No tables or figures are in yet." in words
-    whole = Document(build_page(Path("no-such-folder"), "digits", Runs(planned[:2], records[:2])).html).words
+    whole = Document(build_page(Path("no-such-folder"), "digits", Runs(cells[:2], records[:2])).html).words
     assert "All 2 planned runs are in." in whole
     assert "Incomplete" not in whole
-    assert "Incomplete" in Document(build_page(Path("no-such-folder"), "x", Runs(planned, [])).html).words
+    assert "Incomplete" in Document(build_page(Path("no-such-folder"), "x", Runs(cells, [])).html).words
     assert "runs" not in Document(build_page(Path("no-such-folder"), "x").html).words
 
 
@@ -361,7 +359,7 @@ def test_provenance_that_differs_says_how_often():
 
 
 def test_no_clock_and_no_host_stands_on_the_page():
-    planned, record = [Planned("sflora", 0)], make_record()
+    record = ran()
     again = record.model_copy(
         update={
             "seconds": 77777.0,
@@ -370,7 +368,10 @@ def test_no_clock_and_no_host_stands_on_the_page():
             "provenance": record.provenance.model_copy(update={"host": {"cores": "96"}}),
         }
     )
-    pages = [build_page(Path("no-such-folder"), "digits", Runs(planned, [run])).html for run in (record, again)]
+    pages = [
+        build_page(Path("no-such-folder"), "digits", Runs([planned("sflora", 0)], [run])).html
+        for run in (record, again)
+    ]
     assert pages[0] == pages[1]
     assert b"torch version" in pages[0]
 

@@ -102,6 +102,7 @@ def execute(source, output, parameters, **options):
     """papermill.execute_notebook without a kernel: the cells in this process, each in turn, with what they show."""
     notebook = papermill.iorw.load_notebook_node(str(source))
     shell = InteractiveShell()
+    assert shell.display_formatter is not None
     shell.display_formatter.formatters["text/html"].enabled = True  # as a table is shown in a browser
     for cell in parameterize_notebook(notebook, {**parameters, **THINNED.get(Path(source).stem, {})}).cells:
         if cell.cell_type == "code":

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from drawn import bars, xs, ys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
@@ -116,8 +117,8 @@ class TestMaps:
         dotted[0, 5] = True
         figure = pictures.patch_maps(photo(), {"": torch.ones(2, 9)}, "", dotted=dotted)
         (dots,) = figure.axes[0].lines
-        assert dots.get_xydata().tolist() == [[2.5, 1.5]]
-        assert not figure.axes[1].lines[0].get_xydata().size
+        assert (xs(dots).tolist(), ys(dots).tolist()) == ([2.5], [1.5])
+        assert not xs(figure.axes[1].lines[0]).size
 
     @pytest.mark.parametrize("log", [False, True])
     def test_zeros_can_be_drawn(self, log):
@@ -167,9 +168,11 @@ class TestCodes:
     def test_histogram_counts_every_entry_once(self):
         codes = Section.codes(np.array([[0, 0, 3], [3, 3, 2]], np.uint8), 2)
         axis = pictures.code_histogram(codes, -1.0, 2.0, share=0.5).axes[0]
-        heights = {bar.get_x() + 0.5: bar.get_height() for bar in axis.patches}
+        heights = {bar.get_x() + 0.5: bar.get_height() for bar in bars(axis)}
+        legend = axis.get_legend()
+        assert legend is not None
         assert heights == pytest.approx({0: 100 / 3, 1: 0, 2: 100 / 6, 3: 50})
-        assert [text.get_text()[:8] for text in axis.get_legend().get_texts()] == ["1 levels", "3 levels"]
+        assert [text.get_text()[:8] for text in legend.get_texts()] == ["1 levels", "3 levels"]
 
     def test_values_stand_above_codes(self):
         figure = pictures.code_histogram(Section.codes(np.arange(4, dtype=np.uint8), 2), -1.0, 2.0)
@@ -179,7 +182,7 @@ class TestCodes:
 
     def test_errors(self):
         axis = pictures.error_histogram(torch.tensor([[-0.99, 0.01], [0.01, 0.99]])).axes[0]
-        assert sum(bar.get_height() * bar.get_width() for bar in axis.patches) == pytest.approx(1)
+        assert sum(bar.get_height() * bar.get_width() for bar in bars(axis)) == pytest.approx(1)
 
 
 QUANTIZERS = [
@@ -231,8 +234,8 @@ class TestFrame:
     def test_bars_are_to_scale(self):
         frame = frame_of({"name": "uniform", "bits": 8})
         whole, rest = anatomy.frame_to_scale(frame).axes
-        assert sum(bar.get_width() for bar in whole.patches) == len(frame) == whole.get_xlim()[1]
-        assert sum(bar.get_width() for bar in rest.patches) == measure(frame).header_bytes
+        assert sum(bar.get_width() for bar in bars(whole)) == len(frame) == whole.get_xlim()[1]
+        assert sum(bar.get_width() for bar in bars(rest)) == measure(frame).header_bytes
 
     def test_hex_shows_every_byte_but_those_of_long_bodies(self):
         frame = write_frame(Kind.LABELS, [Section.codes(np.arange(20, dtype=np.uint8), 8)])
@@ -246,10 +249,10 @@ class TestFrame:
 
 class TestByteBars:
     def test_stack_to_the_totals(self):
-        bars = {"up": {"activations": 1024, "labels": 512}, "down": {"gradients": 2048}}
-        figure = anatomy.byte_bars(bars)
+        sent = {"up": {"activations": 1024, "labels": 512}, "down": {"gradients": 2048}}
+        figure = anatomy.byte_bars(sent)
         widths = [0.0, 0.0]
-        for bar in figure.axes[0].patches:
+        for bar in bars(figure.axes[0]):
             widths[round(bar.get_y() + bar.get_height() / 2)] += bar.get_width()
         assert widths == [1.5, 2.0]
         assert [text.get_text() for text in figure.legends[0].get_texts()] == ["activations", "labels", "gradients"]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -23,6 +24,7 @@ from test_study import study_values
 from tsflora import runs
 from tsflora.analysis.runs import read_jsonl
 from tsflora.errors import NumericsError
+from tsflora.planned import ExperimentConfig
 from tsflora.study import StudyConfig
 
 ROOT = Path(__file__).parent.parent
@@ -95,12 +97,17 @@ def test_a_method_notebook_runs_as_a_stage(tmp_path, params):
     executed = nbformat.read(tmp_path / "executed.ipynb", 4)
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    (bar,) = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert re.fullmatch(r"100%\|.* fed_lora/iid/0 round \d/\d acc .*\n", bar), "of all refreshes, the last one"
 
 
 def test_the_tour_runs_from_top_to_bottom(tmp_path):
     arguments = ["--params", ROOT / "params.yaml", "-p", "rounds=1", "-p", "n_images=2"]
     outcome = script("notebook.py", ROOT / "notebooks" / "tour.ipynb", tmp_path / "tour.ipynb", *arguments)
     assert outcome.returncode == 0, outcome.stderr
+    outputs = [o for cell in nbformat.read(tmp_path / "tour.ipynb", 4).cells for o in cell.get("outputs", [])]
+    (bar,) = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert re.fullmatch(r"\d+batch .* loss .*\n", bar), "how far it came, not a widget that no file shows"
 
 
 def test_a_mistake_in_a_notebook_stage_is_one_line_and_a_failed_exit(tmp_path):
@@ -239,7 +246,7 @@ def diverging(monkeypatch):
         names = {"dataset": cell.dataset_name, "partition": cell.partition_name, "seed": cell.seed, "label": cell.label}
         return make_record(cell.method_key, config=cell.dump(), **names)
 
-    started = []
+    started: list[ExperimentConfig] = []
     monkeypatch.setattr(runs, "run", run)
     monkeypatch.setenv("TSFLORA_WORKERS", "1")
     return started
@@ -251,7 +258,7 @@ RUN_NOTEBOOKS = [path for path in NOTEBOOKS if "run_cells(" in path.read_text()]
 @pytest.mark.parametrize("path", RUN_NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_shows_its_runs_and_which_failed(diverging, monkeypatch, capsys, path):
     monkeypatch.chdir(path.parent)
-    namespace = {}
+    namespace: dict[str, Any] = {}
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "code":
             exec(cell.source, namespace)

@@ -146,7 +146,7 @@ def test_nearest_is_off_by_half_a_step_at_most(x: np.ndarray, bits: int, range_:
     error = (through(uniform(bits, range=range_, variant=variant, rounding="nearest"), tensor) - tensor).abs()
     size = tensor.abs() if variant == "magnitude" else tensor
     rows = size.reshape(-1, x.shape[-1] if x.ndim else 1)
-    dim = {"tensor": (0, 1), "token": 1, "channel": 0}[range_]
+    dim = {"tensor": (0, 1), "token": (1,), "channel": (0,)}[range_]
     step = ((rows.amax(dim=dim, keepdim=True) - rows.amin(dim=dim, keepdim=True)) / (2**bits - 1)).expand_as(rows)
     assert (error.reshape(rows.shape) <= step / 2 + 1e-6 * float(size.abs().max())).all()
 
@@ -182,6 +182,7 @@ def test_forward_passes_the_gradient_unchanged() -> None:
     value.backward(upstream)
     assert value.dtype == torch.float32
     assert not torch.equal(value, x.float())
+    assert x.grad is not None
     assert torch.equal(x.grad, upstream.double())
 
 

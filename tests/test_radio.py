@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsflora.analysis.costs.radio import MBPS, Channel, Link, dbm_to_watt, shannon_bps, transfer_s
+from tsflora.config import Config
 from tsflora.errors import ConfigError
 
 MIB = 2**20
@@ -91,7 +92,7 @@ def test_silence_has_no_rate() -> None:
         (Channel, {"bandwidth_hz": 1, "transmit_power_w": 1, "distance_m": 1, "fading_gain": -1}, "fading_gain"),
     ],
 )
-def test_wrong_configuration_is_one_line(cls: type, values: dict, wrong: str) -> None:
+def test_wrong_configuration_is_one_line(cls: type[Config], values: dict, wrong: str) -> None:
     with pytest.raises(ConfigError, match=f"radio.{wrong}") as caught:
         cls.parse(values, "radio")
     assert "\n" not in str(caught.value)

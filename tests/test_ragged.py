@@ -19,6 +19,7 @@ def ragged(lengths, sizes=False):
     longest = max(lengths)
     values = torch.randn(len(lengths), longest, DIM, generator=torch_generator("ragged"))
     tokens = Tokens(values, torch.tensor(lengths))
+    assert tokens.present is not None
     values[~tokens.present] = 0
     weights = torch.randint(1, 9, values.shape[:2], generator=torch_generator("sizes")).float() if sizes else None
     return Tokens(values, torch.tensor(lengths), weights)
@@ -33,6 +34,8 @@ def test_every_sample_gets_what_it_gets_alone(settings, sizes, precision):
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
         together = back(batch.like(rows)).float()
     together.square().sum().backward()
+    assert rows.grad is not None
+    assert batch.lengths is not None
     start = 0
     for index, length in enumerate(batch.lengths.tolist()):
         alone = rows.detach()[start : start + length].clone().requires_grad_()
@@ -40,9 +43,9 @@ def test_every_sample_gets_what_it_gets_alone(settings, sizes, precision):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
             outputs = back(Tokens(alone.unsqueeze(0), None, weights)).float()
         outputs.square().sum().backward()
-        tolerance = {"atol": 1e-5, "rtol": 1e-4} if precision == "fp32" else {"atol": 0.1, "rtol": 0.1}
-        torch.testing.assert_close(together[index], outputs[0], **tolerance)
-        torch.testing.assert_close(rows.grad[start : start + length], alone.grad, **tolerance)
+        atol, rtol = (1e-5, 1e-4) if precision == "fp32" else (0.1, 0.1)
+        torch.testing.assert_close(together[index], outputs[0], atol=atol, rtol=rtol)
+        torch.testing.assert_close(rows.grad[start : start + length], alone.grad, atol=atol, rtol=rtol)
         start += length
 
 
@@ -50,6 +53,7 @@ def test_padding_is_never_seen(settings):
     back = assemble(small_config(backbone={"weights": "bundled"}), settings)[1].back
     batch = ragged([7, 50, 1, 23])
     spoilt = batch.values.clone()
+    assert batch.present is not None
     spoilt[~batch.present] = 1e6
     with torch.no_grad():
         torch.testing.assert_close(back(Tokens(spoilt, batch.lengths)), back(batch), atol=0, rtol=0)
@@ -60,7 +64,9 @@ def test_sizes_weigh_attention_as_repeated_tokens_would(settings):
     block = assemble(small_config(backbone={"weights": "bundled"}), settings)[1].back.vit.blocks[0]
     values = torch.randn(1, 5, DIM, generator=torch_generator("v"))
     sizes = torch.tensor([[1.0, 1.0, 3.0, 1.0, 2.0]])
-    bias = Tokens(values, None, sizes).bias().expand(-1, -1, 5, -1)
+    bias = Tokens(values, None, sizes).bias()
+    assert bias is not None
+    bias = bias.expand(-1, -1, 5, -1)
     repeated = values.repeat_interleave(sizes[0].long(), dim=1)
     with torch.no_grad():
         weighed, plain = block(values, attn_mask=bias), block(repeated)
@@ -141,6 +147,7 @@ def test_lengths_and_sizes_that_do_not_fit_are_refused(side):
     with pytest.raises(FrameError):
         receiver.receive(frame(torch.zeros(5, DIM), *side), 0)
     good = receiver.receive(frame(torch.zeros(5, DIM), ([3, 2], 6), ([1, 9, 1, 1, 2], 6)), 0)
+    assert good.sizes is not None
     assert good.sizes.tolist() == [[1, 9, 1], [1, 2, 0]]
 
 

@@ -2,9 +2,12 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -13,6 +16,32 @@ RESULTS = (ROOT / "docs" / "results.md").read_text()
 
 def test_the_landing_page_stays_one():
     assert len(README.splitlines()) <= 120
+
+
+def test_what_is_tested_is_what_the_package_says():
+    """One Python and one platform, on the landing page, in the classifiers and where the tests run."""
+    (python,) = re.findall(r"^\* \*\*Tested\*\*: Python (3\.\d+) on Linux x86-64", README, re.MULTILINE)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = {entry for entry in project["classifiers"] if entry.startswith(("Programming", "Operating"))}
+    assert listed == {f"Programming Language :: Python :: {python}", "Operating System :: POSIX :: Linux"}
+    assert project["requires-python"] == f">={python}"
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert f'python-version: "{python}"' in workflow
+    assert "runs-on: ubuntu" in workflow
+
+
+def test_the_lock_is_within_the_ranges():
+    """Every direct dependency is pinned, at a version that its range allows."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = "\n".join((ROOT / name).read_text() for name in ("requirements.lock", "requirements-docs.lock"))
+    pins = {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", lines, re.MULTILINE)}
+    for text in (
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ):
+        requirement = Requirement(text)
+        pinned = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(pinned), f"{text}: {pinned} is pinned"
 
 
 @pytest.mark.parametrize(("study", "page"), [("digits", README), ("cifar", RESULTS)])

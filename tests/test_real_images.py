@@ -31,6 +31,8 @@ def test_two_rounds_on_real_images_beat_chance_by_far():
         training={"rounds": 2, "n_devices": 5, "participants": 5, "batch_size": 20, "optimizer": {"lr": 0.01}},
     )
     record = run(config, PLACES)
+    assert record.geometry is not None
     assert record.geometry.n_patches == 49
     # Chance is 0.10, with a standard error of 0.02 on 200 images.
+    assert record.final.accuracy is not None
     assert record.final.accuracy > 0.5

@@ -12,9 +12,8 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
-from factories import make_record
 from PIL import Image
-from test_page import HOSTILE, Planned, describe, make_report
+from test_page import HOSTILE, describe, make_report, planned, ran
 
 from tsflora.analysis.page.page import Runs, build_page
 from tsflora.analysis.page.sections import Item
@@ -95,7 +94,8 @@ def probe(folder, page, width, *options):
     (folder / "frame.html").write_text(FRAME.format(name="probed.html", width=width, height=900))
     waiting = ["--virtual-time-budget=10000", f"--window-size={max(width, 500)},900"]
     dom = browse(folder / "profile", folder / "frame.html", "--dump-dom", *waiting, *options)
-    return json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", dom, re.DOTALL)[1]))
+    (said,) = re.findall(r"<pre>(.*?)</pre>", dom, re.DOTALL)
+    return json.loads(html.unescape(said))
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def page(tmp_path_factory):
         Item(stem="traffic", title="Traffic of one device"),
         Item(stem="energy", title="Energy_" * 20, caption="x" * 200),
     )
-    runs = Runs([Planned("sflora", 0), Planned("sflora_8bit", 0)], [make_record()])
+    runs = Runs([planned("sflora", 0), planned("sflora_8bit", 0)], [ran()])
     settings = {"Backbone": "vit_" * 30}
     return build_page(folder, "digits", runs, settings, order=["table_3"]).html
 

@@ -73,7 +73,12 @@ def test_a_record_is_reused_only_for_the_same_config_and_code(tmp_path, settings
     path = record_path(tmp_path, cell)
     trained = []
     original = experiment._one_round
-    monkeypatch.setattr(experiment, "_one_round", lambda *arguments: (trained.append(1), original(*arguments))[1])
+
+    def spy(*arguments):
+        trained.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(experiment, "_one_round", spy)
     (again,) = run_cells([cell], settings, tmp_path)
     assert not trained
     assert again == first
@@ -201,6 +206,8 @@ def test_the_author_of_a_component_is_told_where_it_failed(tmp_path, settings, c
     assert str(caught.value).endswith(f"({__file__}:{HERE})")
     (path,) = tmp_path.rglob("*.failed.json")
     failed = RunRecord.read(path)
+    assert failed.error is not None
+    assert failed.traceback is not None
     assert failed.error in str(caught.value)
     assert failed.traceback.startswith("Traceback (most recent call last)")
     assert 'labels.sort("no such axis")' in failed.traceback

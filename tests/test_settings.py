@@ -89,9 +89,9 @@ def test_more_than_the_machine_has_is_refused(name, monkeypatch):
     assert getattr(Settings.from_environment(**{name: 12}), name) == 12
     for given in (13, 5000, 10**30):
         refused(f"{name}: {given} is too many for 3 usable cores; allowed: 1 to 12", **{name: given})
-    for given in ("0", "-1", "1.5", "many", "1e3"):
-        monkeypatch.setenv(f"TSFLORA_{name.upper()}", given)
-        refused(name, given)
+    for text in ("0", "-1", "1.5", "many", "1e3"):
+        monkeypatch.setenv(f"TSFLORA_{name.upper()}", text)
+        refused(name, text)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

@@ -6,6 +6,7 @@ import pytest
 from conftest import small_config
 from hypothesis import given
 from hypothesis import strategies as st
+from methods import Method
 from test_study import study_values
 
 from tsflora.analysis.costs import compute_per_image, plan_of
@@ -36,7 +37,7 @@ from tsflora.study import StudyConfig
 SHAPE = DatasetShape(n_train=160, n_test=40, n_classes=10, side=28)
 UNIFORM = {"name": "uniform", "bits": 8}
 FEW = {"name": "top_k_merge", "n_tokens": 20}
-METHODS = {
+METHODS: dict[str, Method] = {
     "local": {"algorithm": "local_lora"},
     "federated": {"algorithm": "fed_lora"},
     "relay": {"algorithm": "split_lora"},
@@ -113,7 +114,9 @@ def test_local_passes_are_those_of_a_run(rounds, n_devices, participants, every,
         rounds=rounds, n_devices=n_devices, participants=min(participants, n_devices), evaluate_every=every
     )
     # LocalRun.evaluate told over again: a device is judged when its accuracy is not known.
-    known, trained, untrained_known, judged = set(), set(), False, 0
+    known: set[int] = set()
+    trained: set[int] = set()
+    untrained_known, judged = False, 0
     for round_ in range(1, rounds + 1):
         chosen = set(participants_of(config, "digits", seed, round_))
         trained |= chosen

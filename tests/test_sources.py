@@ -10,6 +10,7 @@ import tarfile
 import threading
 import warnings
 import zipfile
+from collections.abc import Sequence
 from functools import partial
 from hashlib import md5
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -396,8 +397,8 @@ def test_a_truncated_or_damaged_zip_is_reported(tmp_path):
 
 def write_parquet(
     path: Path,
-    contents: list[bytes | None],
-    labels: list[int],
+    contents: Sequence[bytes | None],
+    labels: Sequence[int | None],
     names: list[str] | None = None,
     image_column: str = "image",
     label_column: str = "label",
@@ -531,7 +532,7 @@ def test_wrong_parquet_contents_name_file_and_row(tmp_path):
     good = encoded(random_images(1)[0])
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 4
-    cases = [
+    cases: list[tuple[list[bytes | None], list[int | None], list[str]]] = [
         ([good, good[: len(good) // 2]], [0, 1], ["row 1", "not an intact image"]),
         ([good, bytes(flipped)], [0, 1], ["row 1", "not an intact image"]),
         ([good, b""], [0, 1], ["row 1", "not an intact image"]),

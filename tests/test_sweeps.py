@@ -5,9 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import small_config
+from drawn import xs
 from factories import make_geometry, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
 
 from tsflora.analysis.figures import COLUMN_IN, DOUBLE_COLUMN_IN, accuracy_by_bits, accuracy_by_cut, selection_controls
 from tsflora.analysis.runs import (
@@ -23,6 +25,7 @@ from tsflora.analysis.runs import (
 from tsflora.analysis.runs.sweeps import CHOICES, bits_runs, cut_runs, selection_runs
 from tsflora.analysis.tables import selection_table, write_table
 from tsflora.errors import DataError
+from tsflora.records import RunRecord
 from tsflora.study import StudyConfig
 
 FIGURES = [accuracy_by_bits, accuracy_by_cut, selection_controls]
@@ -225,7 +228,9 @@ def test_intervals_of_points_are_t_intervals():
     (row,) = accuracy_by_bits_means(records, study).to_dict("records")
     assert (row["mean"], row["n"], row["diverged"]) == (pytest.approx(0.6), 3, 0)
     assert row["low"] == pytest.approx(0.6 - 0.24841, abs=1e-5)
-    (bar,) = accuracy_by_bits(records, study).axes[0].collections[0].get_segments()
+    (bars,) = accuracy_by_bits(records, study).axes[0].collections
+    assert isinstance(bars, LineCollection)
+    (bar,) = bars.get_segments()
     assert bar[:, 1] == pytest.approx([60 - 24.841, 60 + 24.841], abs=1e-3)
 
 
@@ -301,7 +306,7 @@ def test_choices_stand_beside_each_other_at_every_cut():
     means = selection_means(done(study.all_cells()), study)
     assert means["cut"].tolist() == [2] * 4 + [4] * 4
     assert means["choice"].tolist() == 2 * list(CHOICES.values())
-    at_2 = [marker.get_xdata()[0] for marker in figure.axes[0].lines]
+    at_2 = [xs(marker)[0] for marker in figure.axes[0].lines]
     assert len(set(at_2)) == 4, "points of one cut do not hide each other"
 
 
@@ -362,7 +367,8 @@ def test_without_cls_attention_there_are_accuracies_and_no_differences(tmp_path)
 def test_nothing_run_is_a_sentence(draw, n_planned):
     study = plan()
     reference = done([cell for cell in study.all_cells() if cell.method_key == "sflora"])
-    for records in ([], reference):
+    nothing: list[RunRecord] = []
+    for records in (nothing, reference):
         (text,) = draw(records, study, COLUMN_IN).texts
         # Without a record nobody knows that 50 tokens are all of them: those runs count twice.
         doubled = 3 if draw is accuracy_by_bits and not records else 0

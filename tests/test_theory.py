@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ from tsflora.analysis.theory import (
     unit_bound,
     uplink_bits,
 )
-from tsflora.compression import Quantizer, Reduced, Seen, Tokens, quantizers, token_reducers
+from tsflora.compression import Quantizer, Reduced, Seen, TokenCodec, Tokens, quantizers, token_reducers
 from tsflora.errors import ConfigError
 from tsflora.experiment import assemble
 from tsflora.federation import ServerSide
@@ -462,8 +463,8 @@ def test_unit_bound_is_the_theorem_at_its_largest_rate() -> None:
 MEMORY_BYTES = {1: 100, 2: 200, 3: 300}
 
 
-def problem(**changes: object) -> Problem:
-    values = {
+def problem(**changes: Any) -> Problem:
+    values: dict[str, Any] = {
         "batch_size": 2,
         "dim": 8,
         "perturbation": lambda cut, n_tokens, bits: 10 / n_tokens + 4.0**-bits + 1 / cut,
@@ -487,7 +488,7 @@ def test_solver_finds_what_a_search_finds() -> None:
     assert (plan.best.cut, plan.best.n_tokens, plan.best.bits) == expected == (2, 20, 2)
     frame = plan.frame()
     assert len(frame) == 27
-    assert frame.loc[0, ["cut", "n_tokens", "bits"]].tolist() == [2, 20, 2]
+    assert frame[["cut", "n_tokens", "bits"]].iloc[0].tolist() == [2, 20, 2]
     assert not frame["feasible"].iloc[len(allowed) :].any()
     broken = frame[["breaks_uplink", "breaks_memory", "breaks_target"]]
     assert (broken.any(axis=1) == ~frame["feasible"]).all()
@@ -600,6 +601,7 @@ def test_transmitted_perturbation_is_that_of_a_training_step(side: ServerSide) -
     images, labels = first_images(side, 4)
     adapters = [p for part in (side.back, side.front) for p in trainable(part).values()]
     seen = side.front(images)
+    assert isinstance(side.terms.plan.codec, TokenCodec)
     reduced = side.terms.plan.codec.tokens.reduce(seen, torch_generator("unused"))
     received = uniform(3, range="token").forward(reduced.tokens.values, side.terms.generator("theory", 0, 20, 3))
     step, plain = (

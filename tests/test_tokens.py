@@ -221,6 +221,7 @@ def test_a_simple_image_keeps_few_and_a_busy_one_many() -> None:
     tokens, attention = peaked(1, 4, 2)
     reduced = reduce(tokens, attention, name="attention_mass", mass=0.9)
     assert reduced.kept.tolist() == [[0, -1, -1, -1], [0, 1, 2, 3], [0, 1, -1, -1]]
+    assert reduced.tokens.lengths is not None
     assert reduced.tokens.lengths.tolist() == [3, 6, 4]
     assert reduced.tokens.values.shape == (3, 6, D)
     assert reduced.tokens.sizes is None
@@ -235,19 +236,24 @@ def test_a_simple_image_keeps_few_and_a_busy_one_many() -> None:
 def test_the_fewest_patches_that_hold_the_share(mass: float, kept: int) -> None:
     reduced = reduce(*peaked(2), name="attention_mass", mass=mass)
     assert reduced.kept.shape == (1, kept)
+    assert reduced.tokens.lengths is not None
     assert reduced.tokens.lengths.tolist() == [1 + kept + (kept < M)]
 
 
 def test_without_a_merged_token_the_others_are_left_out() -> None:
     reduced = reduce(*peaked(1, 4), name="attention_mass", mass=0.9, merge="none")
+    assert reduced.tokens.lengths is not None
     assert reduced.tokens.lengths.tolist() == [2, 5]
     assert not reduced.merge_weights.any()
 
 
 def test_sizes_say_how_many_patches_a_token_stands_for() -> None:
     reduced = reduce(*peaked(1, 4), name="attention_mass", mass=0.9, proportional=True)
-    assert reduced.tokens.sizes.tolist() == [[1, 1, M - 1, 0, 0, 0], [1, 1, 1, 1, 1, M - 4]]
-    bias = reduced.tokens.bias()[:, 0, 0]
+    sizes, bias = reduced.tokens.sizes, reduced.tokens.bias()
+    assert sizes is not None
+    assert bias is not None
+    assert sizes.tolist() == [[1, 1, M - 1, 0, 0, 0], [1, 1, 1, 1, 1, M - 4]]
+    bias = bias[:, 0, 0]
     expected = torch.tensor([[0, 0, M - 1, 0, 0, 0], [0, 0, 0, 0, 0, M - 4]], dtype=torch.float32).clamp_min(1).log()
     expected[0, 3:] = -torch.inf
     torch.testing.assert_close(bias, expected)
@@ -281,4 +287,6 @@ def test_rows_travel_and_come_back_to_their_places() -> None:
     assert rows.shape == (3 + 6 + 4, D)
     back = tokens.like(2 * rows)
     assert torch.equal(back.values, 2 * tokens.values)
+    assert back.lengths is not None
+    assert tokens.lengths is not None
     assert torch.equal(back.lengths, tokens.lengths)

@@ -25,7 +25,7 @@ def only(**options: object) -> AugmentConfig:
 
 def test_normalisation_is_exact_and_channels_come_first():
     batch = images()
-    expected = (batch.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    expected = (batch.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     result = to_input(batch, 16, MEAN, STD, "cpu")
     assert result.dtype == torch.float32
     np.testing.assert_array_equal(result.numpy(), expected.transpose(0, 3, 1, 2))

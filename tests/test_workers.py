@@ -59,10 +59,12 @@ def test_a_worker_that_dies_is_one_jobs_failure_and_is_replaced():
 
 def test_an_idle_worker_that_was_killed_is_replaced():
     arriving = side_by_side(work, [0, 1, 2], 1, 1, lambda *_: None)
-    _, (_, pid, _) = next(arriving)
+    _, first = next(arriving)
+    assert not isinstance(first, Died)
+    _, pid, _ = first
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert [result[0] for _, result in arriving] == [1, 2]
+    assert [result[0] for _, result in arriving if not isinstance(result, Died)] == [1, 2]
 
 
 def test_an_exception_is_raised_here_and_ends_the_others():
@@ -102,6 +104,7 @@ def test_workers_end_with_their_parent_whatever_ends_it(tmp_path, how):
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
+        assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         assert lines == ["[(0, 'done'), (1, 'done')]\n", "working\n", "working\n"]
         below = psutil.Process(process.pid).children(recursive=True)
