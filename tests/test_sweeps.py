@@ -352,12 +352,19 @@ def test_differences_are_paired_by_seed_at_the_same_cut():
 
 
 def test_without_cls_attention_there_are_accuracies_and_no_differences(tmp_path):
-    study = methods(tsflora(name="random"), seeds=[0, 1])
+    study = methods(tsflora(name="random"), tsflora(name="feature_norm"), seeds=[0, 1])
     records = done(study.all_cells())
     assert selection_differences(records, study).empty
     table = selection_table(records, study)
-    assert table["Minus CLS attention, merged"].tolist() == ["–"]
+    assert table["Minus CLS attention, merged"].tolist() == ["–", "–"]
     write_table(table, tmp_path / "selection", selection_differences(records, study))
+
+
+def test_one_choice_alone_is_no_comparison():
+    study = methods(tsflora(), tsflora(bits=4))
+    (text,) = selection_controls(done(study.all_cells()), study).texts
+    assert text.get_text() == "This study plans no such sweep."
+    assert selection_means(done(study.all_cells()), study).empty
 
 
 # plans

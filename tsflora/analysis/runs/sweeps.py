@@ -92,11 +92,19 @@ def cut_runs(records: Sequence[RunRecord], study: StudyConfig) -> Chosen:
 
 
 def selection_runs(records: Sequence[RunRecord], study: StudyConfig) -> Chosen:
-    """Runs that choose among the tokens, in any way, at the tokens and bits that choice and cut are most varied at."""
+    """Runs that choose among the tokens, in any way, at the tokens and bits that choice and cut are most varied at.
+
+    Where nothing is chosen in two ways there is nothing to compare, and no run.
+    """
     planned = settings_frame(records, study)
     choice = ["selection", "merge"]
     points, fixed = _most_varied(planned[planned["selection"] != ALL_TOKENS], ["n_tokens", "bits"], ["cut", *choice])
-    return _chosen(points, planned.iloc[:0], fixed, choice)
+    found = _chosen(points, planned.iloc[:0], fixed, choice)
+    return (
+        found
+        if len(found.points[choice].drop_duplicates()) > 1
+        else _chosen(points.iloc[:0], points.iloc[:0], {}, choice)
+    )
 
 
 def _quantised(frame: pd.DataFrame) -> pd.DataFrame:
