@@ -95,7 +95,7 @@ def above(threshold):
     ("options", "rule"),
     [({"name": "fixed", "r": r}, best(r)) for r in (1, 3, 5)]
     + [({"name": "threshold", "thresholds": [t]}, above(t)) for t in (0.0, 0.3, 0.6, 1.0)],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_two_steps_are_the_published_rule_written_in_loops(options, rule):
     merger, batch, n, channels = mergers.build(options), 3, 18, 6
@@ -203,6 +203,7 @@ def test_a_sample_of_a_batch_gets_what_it_gets_alone(settings, rule, precision):
     together, logits, gradients = through(inputs)
     parts = [through(inputs[image : image + 1]) for image in range(4)]
     assert together.lengths is not None
+    assert not together.values[~together.present].any()
     if rule["name"] == "threshold":
         assert len(set(together.lengths.tolist())) > 1
     assert together.lengths.tolist() == [int(tokens.lengths) for tokens, _, _ in parts]
