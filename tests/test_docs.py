@@ -25,6 +25,7 @@ from tsflora.compression import (
     encode_labels,
     gradient_codecs,
     measure,
+    mergers,
     quantizers,
     token_reducers,
 )
@@ -380,7 +381,7 @@ def as_shown(field: FieldInfo) -> set[str]:
     if isinstance(default, Component):
         return {default.name}
     if isinstance(default, tuple):
-        return {"Table II"} if default == schedulers.build("deadline").fractions else {"`, `".join(default)}
+        return {"Table II"} if default == schedulers.build("deadline").fractions else {"`, `".join(map(str, default))}
     return {"null", "all"} if default is None else {json.dumps(default).strip('"')}
 
 
@@ -393,6 +394,7 @@ def as_shown(field: FieldInfo) -> set[str]:
         ),
         *((registry, f"{word}: ") for registry, word in ((codecs, "codec"), (gradient_codecs, "gradient"))),
         (adapter_codecs, "adapter: "),
+        (mergers, "merging: "),
     ],
     ids=lambda value: getattr(value, "sort", ""),
 )

@@ -12,14 +12,14 @@ import pytest
 from conftest import small_config
 from methods import CENTRAL, EVERY_ALGORITHM, TSFLORA
 
-from tsflora.compression import adapter_codecs, codecs, gradient_codecs, quantizers, token_reducers
+from tsflora.compression import adapter_codecs, codecs, gradient_codecs, mergers, quantizers, token_reducers
 from tsflora.data import partitions
 from tsflora.experiment import ExperimentConfig, run
 from tsflora.federation import TRAJECTORY, schedulers
 from tsflora.revisions import revisions_of
 
 PATH = Path(__file__).parent / "golden.json"
-DATA_DEPENDENT = ("entropy_coded", "attention_mass")
+DATA_DEPENDENT = ("entropy_coded", "attention_mass", "name=threshold")
 """Sizes that hang on last bits of activations, which differ from processor to processor; all others are exact."""
 ALPHA = {"dirichlet": {"alpha": 0.3}}
 
@@ -38,6 +38,8 @@ def cases() -> dict[str, dict]:
     named = {f"algorithm {name}": {"method": method} for name, method in methods.items()}
     for _, options in _examples(token_reducers):
         named[f"tokens {_named(options)}"] = {"method": {"algorithm": "sflora", "tokens": options}}
+    for _, options in _examples(mergers):
+        named[f"merging {_named(options)}"] = {"method": {"algorithm": "sflora", "merging": options}}
     for _, options in _examples(quantizers):
         for setting in ("quantizer", "gradient_quantizer", "adapter_quantizer"):
             named[f"{setting} {_named(options)}"] = {"method": {"algorithm": "sflora", setting: options}}

@@ -45,17 +45,20 @@ def assemble(config: ExperimentConfig, settings: Settings) -> tuple[DeviceSide, 
         ConfigError: a cut, token count or partition that the model or the data cannot have.
         DataError, WeightsError: files that are missing or damaged.
     """
-    where = settings.torch_device()
+    where, plan = settings.torch_device(), config.method.plan
+    if plan.merging is not None:
+        plan.merging.check(config.cut)
     train, test = prepared_images(config.dataset, config.dataset_name, settings)
     shards = config.partition.split(train.labels, config.training.n_devices, config.seed, config.dataset_name)
     backbone = load_backbone(
         prepared_backbone(config.backbone, settings), train.n_classes, config.seed, settings.weights_dir
     )
-    plan = config.method.plan
     if plan.codec is not None:
         plan.codec.n_transmitted(backbone.n_patches)
+    if plan.merging is not None:
+        plan.merging.n_tokens(backbone.n_patches, config.cut)
     add_lora(backbone.model, config.lora, config.seed)
-    front, back = split(backbone.model, config.cut)
+    front, back = split(backbone.model, config.cut, plan.merging)
     front, back = front.to(where), back.to(where)
     terms = Terms(
         dataset=config.dataset_name,

@@ -1,14 +1,16 @@
 """A planned run: a method with its codecs, and all else that determines the run's numbers."""
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_serializer, model_validator
 
 from tsflora.compression import (
     AnyAdapterCodec,
     AnyCodec,
     AnyGradientCodec,
+    AnyMerger,
     AnyQuantizer,
     AnyTokenReducer,
     TokenCodec,
@@ -19,6 +21,7 @@ from tsflora.compression import (
 )
 from tsflora.config import Config
 from tsflora.data import AnyTask, AugmentConfig, DataSource, Partition, data_sources, partitions, tasks
+from tsflora.errors import ConfigError
 from tsflora.federation import Algorithm, AnyScheduler, Plan, TrainingConfig, algorithms, schedulers
 from tsflora.models import BackboneConfig, LoraConfig
 from tsflora.plugins import PluginConfig
@@ -51,20 +54,26 @@ class MethodConfig(Config):
     """In place of `gradient_quantizer`."""
     adapter: AnyAdapterCodec | None = None
     """In place of `adapter_quantizer`."""
+    merging: AnyMerger | None = None
+    """Of tokens inside the device's blocks; None: there is none."""
     scheduler: AnyScheduler = Field(default_factory=lambda: schedulers.build("fixed"))
 
     @property
     def plan(self) -> Plan:
         """What each device does, unless the scheduler says otherwise."""
-        return self.algorithm.plan(
+        plan = self.algorithm.plan(
             self.codec or TokenCodec(tokens=self.tokens, quantizer=self.quantizer),
             self.gradient or gradient_codecs.build({"name": "values", "quantizer": self.gradient_quantizer}),
             self.adapter or adapter_codecs.build({"name": "values", "quantizer": self.adapter_quantizer}),
         )
+        return plan if self.merging is None else Plan.parse({**dict(plan), "merging": self.merging}, "plan")
 
     @model_validator(mode="after")
     def _what_is_named_is_used(self) -> "MethodConfig":
-        plan = self.plan
+        try:
+            plan = self.plan
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
         parts = {
             "tokens": ("codec", plan.codec, "activations"),
             "quantizer": ("codec", plan.codec, "activations"),
@@ -80,6 +89,14 @@ class MethodConfig(Config):
             if len(named) == 2:
                 raise ValueError(f"give {short} or {full}, not both")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        # What runs are called by is a digest of this, and those without merging keep their names.
+        values = dump(self)
+        if values.get("merging") is None:
+            values.pop("merging", None)
+        return values
 
 
 class ExperimentConfig(PluginConfig):

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tsflora.compression import adapter_codecs, codecs, gradient_codecs, quantizers, token_reducers
+from tsflora.compression import adapter_codecs, codecs, gradient_codecs, mergers, quantizers, token_reducers
 from tsflora.config import Component
 from tsflora.data import data_sources, partitions, tasks
 from tsflora.federation import TRAJECTORY, algorithms, schedulers
@@ -20,6 +20,7 @@ REGISTRIES = (
     algorithms,
     schedulers,
     codecs,
+    mergers,
     token_reducers,
     quantizers,
     gradient_codecs,

@@ -17,6 +17,7 @@ from tsflora.compression.gradients import (
     gradient_codecs,
 )
 from tsflora.compression.images import AnyImageCodec, ImageCodec, JpegImages, RawImages
+from tsflora.compression.merging import AnyMerger, Merger, merge, mergers
 from tsflora.compression.quantizers import AnyQuantizer, Quantizer, quantizers
 from tsflora.compression.rotated import Rotated
 from tsflora.compression.tensors import TensorCodec
@@ -42,6 +43,7 @@ __all__ = [
     "AnyCodec",
     "AnyGradientCodec",
     "AnyImageCodec",
+    "AnyMerger",
     "AnyQuantizer",
     "AnyTokenReducer",
     "AttentionMass",
@@ -57,6 +59,7 @@ __all__ = [
     "Kind",
     "Layout",
     "Memory",
+    "Merger",
     "Quantizer",
     "RawImages",
     "Receiver",
@@ -76,6 +79,8 @@ __all__ = [
     "gradient_codecs",
     "header_bytes",
     "measure",
+    "merge",
+    "mergers",
     "quantizers",
     "read_frame",
     "token_reducers",

@@ -1,6 +1,6 @@
 """A batch of token sequences, rectangular or of a length each, and what a front sees of its images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -69,8 +69,15 @@ class Seen:
     tokens: Tokens
     cls_attention: Float[Tensor, "batch heads longest"] | None = None
     """The CLS query's softmax attention in the front's last block, over all tokens; None where a front has none."""
+    n_patches: int | None = None
+    """Of a sample, where its tokens no longer say so; None: there is one beside CLS for each."""
+
+    @property
+    def most_patches(self) -> int:
+        """How many patches a token can stand for."""
+        return self.tokens.values.shape[1] - 1 if self.n_patches is None else self.n_patches
 
     def float(self) -> "Seen":
         """In float32, whatever precision the front ran in."""
         tokens = self.tokens
-        return Seen(Tokens(tokens.values.float(), tokens.lengths, tokens.sizes), self.cls_attention)
+        return replace(self, tokens=Tokens(tokens.values.float(), tokens.lengths, tokens.sizes))

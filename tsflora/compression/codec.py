@@ -182,8 +182,7 @@ class TokenSender(Forgetful):
         del samples
         tokens = self.codec.tokens.reduce(seen, draw("tokens")).tokens
         sections = self.codec.quantizer.quantize(tokens.rows().detach(), draw("quantizer"))
-        n_patches = seen.tokens.values.shape[1] - 1
-        return tokens, write_frame(Kind.ACTIVATIONS, [*sections, *_shape_sections(tokens, n_patches)])
+        return tokens, write_frame(Kind.ACTIVATIONS, [*sections, *_shape_sections(tokens, seen.most_patches)])
 
     def judge(self, seen: Seen, draw: Draw) -> Tokens:
         """See `Sender`."""

@@ -76,6 +76,8 @@ def attention_of(reducer: TokenReducer, seen: Seen) -> Float[Tensor, "batch head
 def _keep_all(tokens: Tokens) -> Reduced:
     batch, n_patches = len(tokens.values), tokens.values.shape[1] - 1
     kept = torch.arange(n_patches, device=tokens.values.device).expand(batch, n_patches)
+    if tokens.present is not None:
+        kept = kept.masked_fill(~tokens.present[:, 1:], -1)
     return Reduced(tokens, kept, torch.zeros(batch, n_patches, device=tokens.values.device))
 
 

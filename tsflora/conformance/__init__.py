@@ -7,11 +7,12 @@ that says what is wrong; nothing here needs a checkout or a test runner.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from tsflora.compression import adapter_codecs, codecs, gradient_codecs, quantizers, token_reducers
+from tsflora.compression import adapter_codecs, codecs, gradient_codecs, mergers, quantizers, token_reducers
 from tsflora.config import Registry
 from tsflora.conformance.claims import N_PATCHES, check_component
 from tsflora.conformance.conduct import check_partition, check_scheduler, check_task
 from tsflora.conformance.ends import check_adapter_codec, check_codec, check_gradient_codec
+from tsflora.conformance.merging import check_merger
 from tsflora.conformance.quantizing import check_quantizer
 from tsflora.conformance.reducers import check_reducer
 from tsflora.data import partitions, tasks
@@ -28,6 +29,7 @@ __all__ = [
     "check_codec",
     "check_component",
     "check_gradient_codec",
+    "check_merger",
     "check_partition",
     "check_quantizer",
     "check_reducer",
@@ -37,6 +39,7 @@ __all__ = [
 
 _CHECKS: dict[str, Callable[[str, Mapping[str, Any]], None]] = {
     token_reducers.sort: check_reducer,
+    mergers.sort: check_merger,
     quantizers.sort: check_quantizer,
     codecs.sort: check_codec,
     gradient_codecs.sort: check_gradient_codec,

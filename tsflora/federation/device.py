@@ -23,7 +23,7 @@ from tsflora.federation.plan import Plan
 from tsflora.federation.sides import DeviceSide
 from tsflora.federation.state import nest, under
 from tsflora.federation.training import check_adapter, check_finite, minibatches, precision, step
-from tsflora.models import Adapter, read_adapter, set_adapter
+from tsflora.models import Adapter, Front, read_adapter, set_adapter
 
 
 @runtime_checkable
@@ -98,6 +98,8 @@ class Device:
         self._batches = list(minibatches(self.shard, self.terms.training, *names))
         self._done = 0
         self.module = self.loan.borrow()
+        if isinstance(self.module, Front):
+            self.module.merge_by(self.plan.merging)
         if self.adapter is not None:
             set_adapter(self.module, self.adapter)
         if "news" in frames and self.plan.codec is not None:
@@ -123,11 +125,11 @@ class Device:
         if plan.codec is None:
             raise FrameError(f"device {self.number}: asked for tokens, and the plan sends none")
         batch, stream = self._next_batch()
-        inputs = self.inputs(batch, stream[-1])
+        inputs, draw = self.inputs(batch, stream[-1]), terms.draw(*stream)
         with precision(terms.where, terms.training), torch.set_grad_enabled(plan.gradient is not None):
-            seen = module(inputs).float()
+            seen = module(inputs, draw).float()
         check_finite(seen.tokens.values, "the activations", self.round, self.number)
-        tokens, frame = self.senders.of(plan.codec).send(seen, batch, terms.draw(*stream))
+        tokens, frame = self.senders.of(plan.codec).send(seen, batch, draw)
         self._waiting = tokens.rows() if plan.gradient is not None else None
         return Message("tokens", {"tokens": frame, "labels": self._labels(batch)}, {"n_samples": len(batch)})
 

@@ -16,6 +16,8 @@ from tsflora.models import Back, Front
 def evaluate(side: ServerSide, front: Front, back: Back, sender: Sender | None = None) -> tuple[float, float]:
     """The mean score over the test set: (compression on, compression off); without a sender both are one.
 
+    A front that merges tokens does so with compression on.
+
     In batches of the training size: a quantizer's range spans a batch, so another size would be another codec. The
     sender judges, so that nothing it remembers changes.
 
@@ -29,14 +31,16 @@ def evaluate(side: ServerSide, front: Front, back: Back, sender: Sender | None =
         rows = slice(start, start + size)
         inputs = terms.task.inputs(side.test.images[rows], terms.spec, terms.where)
         targets = terms.task.targets(side.test.labels[rows], terms.where)
+        draw = _draw(terms, start)
         with precision(terms.where, terms.training):
-            seen: Seen = front(inputs)
-        seen = seen.float()
-        received = seen.tokens if sender is None else sender.judge(seen, _draw(terms, start))
+            seen: Seen = front(inputs, draw)
+            whole = seen if front.merging is None else front.unmerged(inputs)
+        seen, whole = seen.float(), whole.float()
+        received = seen.tokens if sender is None else sender.judge(seen, draw)
         with precision(terms.where, terms.training):
-            plain = back(seen.tokens)
+            plain = back(whole.tokens)
             # A lossless codec needs no second pass.
-            outputs = plain if _same(received, seen.tokens) else back(received)
+            outputs = plain if _same(received, whole.tokens) else back(received)
         on.add(outputs, targets)
         off.add(plain, targets)
     return on.value, off.value

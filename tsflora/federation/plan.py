@@ -12,11 +12,15 @@ from tsflora.compression import (
     AnyCodec,
     AnyGradientCodec,
     AnyImageCodec,
+    AnyMerger,
+    Codec,
     Kind,
     Section,
+    TokenCodec,
     read_frame,
     write_frame,
 )
+from tsflora.compression.tokens import AllTokens
 from tsflora.config import Config
 from tsflora.errors import ConfigError, FrameError
 
@@ -36,6 +40,8 @@ class Plan(Config):
     """Of the adapter, in both directions; None: none travels."""
     images: AnyImageCodec | None = None
     """Of the samples; None where none are sent."""
+    merging: AnyMerger | None = None
+    """Of tokens inside the blocks before the cut; None: there is none."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Plan":
@@ -47,6 +53,15 @@ class Plan(Config):
             raise ValueError("gradient: nothing comes back where no tokens are sent")
         if self.adapter is not None and not self.trains:
             raise ValueError("adapter: a device that trains nothing has none to send")
+        if self.merging is not None and self.uploads != "tokens":
+            raise ValueError(f"merging: needs a device that uploads 'tokens'; given: uploads {self.uploads!r}")
+        if self.merging is not None and not _takes_any_lengths(self.codec):
+            given = self.codec.tokens if isinstance(self.codec, TokenCodec) else self.codec
+            assert given is not None
+            raise ValueError(
+                f"merging: sequences of different lengths need codec 'tokens' with the token reducer 'all'; "
+                f"given: {given.name!r}"
+            )
         return self
 
     @property
@@ -77,6 +92,11 @@ class Plan(Config):
             return cls.parse({**json.loads(base.model_dump_json()), **changes}, "a scheduled plan")
         except (ValueError, TypeError, ConfigError) as error:
             raise FrameError(f"not a plan: {error}") from None
+
+
+def _takes_any_lengths(codec: Codec | None) -> bool:
+    """Not those that choose among tokens by attention, or that expect all of them."""
+    return isinstance(codec, TokenCodec) and isinstance(codec.tokens, AllTokens)
 
 
 @dataclass(frozen=True)

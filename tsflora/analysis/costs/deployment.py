@@ -70,6 +70,8 @@ class Deployment:
             )
         if self.plan.codec is not None:
             self.plan.codec.n_transmitted(self.vit.n_patches)
+        if self.plan.merging is not None:
+            self.plan.merging.n_tokens(self.vit.n_patches, self.cut)
 
     @classmethod
     def of(
@@ -103,13 +105,23 @@ class Deployment:
         """Tokens of each sequence behind the cut.
 
         Raises:
-            MeasuredError: their number differs by sample.
+            MeasuredError: their number differs by sample, or tokens are merged before it.
         """
+        self.refuse_merging("the number of tokens")
         codec = self.plan.codec
         n_tokens = self.vit.n_patches + 1 if codec is None else codec.n_transmitted(self.vit.n_patches)
         if n_tokens is None:
             raise MeasuredError("the number of tokens")
         return n_tokens
+
+    def refuse_merging(self, what: str) -> None:
+        """No cost model follows tokens that are merged inside blocks, by whatever rule.
+
+        Raises:
+            MeasuredError: the plan merges; `what` is asked for.
+        """
+        if self.plan.merging is not None:
+            raise MeasuredError(f"{what} with merging {self.plan.merging.name!r}")
 
     @property
     def device_blocks(self) -> int:

@@ -84,6 +84,7 @@ def activation_layouts(deployment: Deployment, batch: int) -> Sequence[Layout]:
         MeasuredError: their size depends on the data.
     """
     codec, vit = deployment.plan.codec, deployment.vit
+    deployment.refuse_merging("the size of activations")
     return () if codec is None else _known(codec.layouts(batch, vit.n_patches, vit.dim), codec, "activations")
 
 

@@ -39,7 +39,7 @@ def settings_frame(records: Sequence[RunRecord], study: StudyConfig) -> pd.DataF
     for cell in study.all_cells():
         codec = cell.method.plan.codec
         if isinstance(codec, TokenCodec):
-            rows.append(_setting(cell, codec, n_patches) | found.get(cell.digest, {}))
+            rows.append(_setting(cell, codec, n_patches) | _merging(cell) | found.get(cell.digest, {}))
     frame = pd.DataFrame(rows, columns=_COLUMNS).astype(dict.fromkeys(["cut", "n_tokens", "bits"], "Int64"))
     for column in ("sweep", "merge"):
         frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
@@ -75,6 +75,12 @@ def _setting(cell: ExperimentConfig, codec: TokenCodec, n_patches: int | None) -
         "selection_options": _text({name: value for name, value in tokens.items() if name != "n_tokens"}),
         "rest": config_digest(rest)[:12],
     }
+
+
+def _merging(cell: ExperimentConfig) -> dict[str, Any]:
+    """What merging before the cut makes of a setting: another selection, of tokens whose number only a run can tell."""
+    merging = cell.method.merging
+    return {} if merging is None else {"selection": f"merging {merging.name}", "n_tokens": None}
 
 
 def _text(options: dict[str, Any]) -> str:

@@ -71,7 +71,9 @@ def measure(
 
 def _codec(side: ServerSide, n_tokens: int, bits: int) -> tuple[SelectAndMerge, Uniform]:
     """The plan's reducer and quantizer with another number of tokens and of bits."""
-    codec = side.terms.plan.codec
+    codec, merging = side.terms.plan.codec, side.terms.plan.merging
+    if merging is not None:
+        raise ConfigError(f"measuring varies what is selected of all tokens; given: merging {merging.name!r}")
     reducer, quantizer = (codec.tokens, codec.quantizer) if isinstance(codec, TokenCodec) else (None, None)
     if not isinstance(reducer, SelectAndMerge) or not isinstance(quantizer, Uniform):
         parts = [codec] if reducer is None else [reducer, quantizer]
