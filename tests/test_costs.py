@@ -69,6 +69,7 @@ SETTINGS = pd.DataFrame(
             "bits": bits,
             "mean": m,
             "low": m - 0.1,
+            "diverged": 0,
             "high": m + 0.1,
         }
         for dataset in ("a", "b", "c")
