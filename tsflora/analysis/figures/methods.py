@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from tsflora.analysis.figures import panels
+from tsflora.analysis.figures import byte_bars, panels
 from tsflora.analysis.figures.style import DOUBLE_COLUMN_IN, theme
 from tsflora.analysis.runs.dataframes import DIRECTIONS, bytes_frame, rounds_frame, runs_frame
 from tsflora.analysis.runs.naming import dataset_label, method_rank, partition_label, significant_digits
@@ -111,8 +111,8 @@ def bytes_per_round(
             labels = runs.drop_duplicates("method")["label"].tolist()
             widest_mib = float(runs.groupby(bar)["mib_per_device_round"].sum().max())
             for axis, direction in zip(row, DIRECTIONS, strict=True):
-                panels.stacked_bars(axis, runs[runs["direction"] == direction], widest_mib)
-            panels.totals(row[-1], runs)
+                byte_bars.stacked_bars(axis, runs[runs["direction"] == direction], widest_mib)
+            byte_bars.totals(row[-1], runs)
             row[0].set_yticks(range(len(labels)), panels.wrapped(labels, width_in))
             row[0].set_ylabel(f"{dataset_label(str(dataset))} · {partition_label(str(partition))}")
             row[0].set_ylim(len(labels) - 0.4, -0.6)
@@ -129,7 +129,7 @@ def bytes_per_round(
         )
         if (traffic.loc[traffic["kind"] == "images", "bytes_per_round"] > 0).any():
             note += "\nImages travel once; here they are divided by the rounds."
-        panels.finish(figure, panels.kind_handles(traffic), note, 3 if panels.narrow(width_in) else len(KINDS))
+        panels.finish(figure, byte_bars.kind_handles(traffic), note, 3 if panels.narrow(width_in) else len(KINDS))
     return figure
 
 

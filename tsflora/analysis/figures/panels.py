@@ -1,4 +1,4 @@
-"""What the figures share: the grid of panels, curves with bands, bars by kind of byte, the legend and the note."""
+"""What the figures share: the grid of panels, curves with bands, the legend and the note."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,20 +10,19 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from tsflora.analysis.figures.style import COLUMN_IN, KIND_COLOURS, MethodStyle, drawn, styles_of, theme
+from tsflora.analysis.figures.style import COLUMN_IN, MethodStyle, drawn, styles_of, theme
 from tsflora.analysis.runs.coverage import coverage
-from tsflora.analysis.runs.naming import dataset_label, method_rank, partition_label, partition_rank, significant_digits
+from tsflora.analysis.runs.naming import dataset_label, method_rank, partition_label, partition_rank
 from tsflora.analysis.runs.statistics import mean_interval
 from tsflora.planned import ExperimentConfig
-from tsflora.records import KINDS, RunRecord
+from tsflora.records import RunRecord
 
 _BAND_ALPHA = 0.13
 _NOTE_PT = 6
 _NOTE_CHARACTERS_PER_IN = 23
-_NUMBER_PT = 6.5
+NUMBER_PT = 6.5
 _REACH_PERCENT = 8
 _LEGEND_IN = 0.75
 """Height that figures leave for their legend."""
@@ -122,7 +121,7 @@ def diverged(axis: Axes, x: float, style: MethodStyle) -> None:
         ha="center",
         va="bottom",
         color=style.colour,
-        fontsize=_NUMBER_PT,
+        fontsize=NUMBER_PT,
     )
     word.set_in_layout(False)
 
@@ -141,50 +140,6 @@ def level(axis: Axes, method: str, style: MethodStyle, last: pd.Series) -> None:
     axis.axhline(
         last["mean"], color=style.colour, linestyle=style.linestyle, label=f"{style.label}: 0 bytes, final", gid=method
     )
-
-
-def stacked_bars(axis: Axes, traffic: pd.DataFrame, widest_mib: float) -> None:
-    """One horizontal bar per method, stacked by kind, its sum printed at the end; `traffic` is of one direction."""
-    wide = traffic.pivot(index="method", columns="kind", values="mib_per_device_round")
-    wide = wide.loc[traffic["method"].unique()]
-    places = np.arange(len(wide))
-    left = np.zeros(len(wide))
-    for kind in [kind for kind in KINDS if kind in wide]:
-        axis.barh(places, wide[kind], left=left, height=0.68, color=KIND_COLOURS[kind], lw=0)
-        left += wide[kind].to_numpy()
-    for place, sum_mib in enumerate(left.tolist()):
-        number = significant_digits(sum_mib, 3)
-        axis.annotate(number, (sum_mib, place), (2, 0), textcoords="offset points", va="center", fontsize=_NUMBER_PT)
-    axis.set_xlim(0, 1.3 * widest_mib if widest_mib > 0 else 1)
-    axis.xaxis.set_major_locator(MaxNLocator(4))
-    axis.grid(visible=False, axis="y")
-
-
-def totals(axis: Axes, traffic: pd.DataFrame) -> None:
-    """Up + down of each method as a column of numbers right of `axis`; `traffic` is of both directions."""
-    _right_of(axis, -0.75, "up +\ndown", "bottom")
-    sums = traffic.groupby("method", sort=False)["mib_per_device_round"].sum()
-    for place, sum_mib in enumerate(sums):
-        _right_of(axis, place, significant_digits(sum_mib, 3), "center")
-
-
-def _right_of(axis: Axes, place: int | float, text: str, align: Literal["center", "bottom"]) -> None:
-    axis.annotate(
-        text,
-        (1, place),
-        (30, 0),
-        xycoords=axis.get_yaxis_transform(),
-        textcoords="offset points",
-        ha="right",
-        va=align,
-        fontsize=_NUMBER_PT,
-    )
-
-
-def kind_handles(traffic: pd.DataFrame) -> list[Artist]:
-    """Legend entries of the kinds of byte that `traffic` really has."""
-    sent = set(traffic.loc[traffic["bytes_per_round"] > 0, "kind"])
-    return [Patch(color=KIND_COLOURS[kind], label=kind, lw=0) for kind in KINDS if kind in sent]
 
 
 def method_handles(axes: list[list[Axes]]) -> list[Artist]:
